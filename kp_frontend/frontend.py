@@ -1,0 +1,310 @@
+"""StereoFrontend: a pair of grey images in, keypoints, descriptors, matches, depth and tracks out.
+
+Everything between the images and the K-sized results is one module of fixed shapes,
+`StereoPipeline`, which a backend compiles for its device. The node, the evaluators and the
+benchmark all call `StereoFrontend`; none has a copy of any step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kp_frontend.backends import Backend, make_backend
+from kp_frontend.calibration import StereoCalibration
+from kp_frontend.detection import detect
+from kp_frontend.matching import match_stereo, match_temporal, refine_disparity
+from kp_frontend.network import STRIDE, KeypointNetwork, load_network
+
+
+@dataclass(frozen=True)
+class FrontendConfig:
+    """What a user may choose. Distances in pixels unless said."""
+
+    model: str = "tiny"  # released network, or a .safetensors file
+    backend: str = "auto"  # auto, or a name of kp_frontend.backends
+    threads: int = 0  # of a CPU backend; 0: one per core
+    max_keypoints: int = 1024  # per image
+    score_threshold: float = 0.02  # lowest keypoint score, 0..1
+    nms_radius: int = 4  # at least 3
+    border: int = 4  # width of the frame without keypoints
+    row_tolerance: float = 2.0  # a stereo match's rows may differ by this
+    min_depth: float = 0.1  # metres; bounds the disparity when calibrated
+    max_depth: float = math.inf  # metres
+    min_similarity: float = 0.5  # cosine of matched descriptors
+    min_margin: float = 0.0  # by which a match must beat the second best
+    max_motion: float = 64.0  # a track may move by this between pairs, along x or y; 0: no tracks
+    track_similarity: float = 0.7  # cosine of descriptors along a track
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("max_keypoints", 2, 65536),
+            ("score_threshold", 0, 1),
+            ("nms_radius", 3, 64),
+            ("border", 0, math.inf),
+            ("threads", 0, 1024),
+            ("row_tolerance", 0, math.inf),
+            ("min_depth", 0, self.max_depth),
+            ("min_similarity", -1, 1),
+            ("min_margin", 0, 2),
+            ("max_motion", 0, math.inf),
+            ("track_similarity", -1, 1),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, must be between {low} and {high}"
+                )
+
+
+@dataclass(frozen=True)
+class Features:
+    """One image's keypoints, strongest first.
+
+    `keypoints` (N, 2) float32 pixels, `scores` (N,) float32 in 0..1, `descriptors` (N, D) float32
+    of unit length, `track_ids` (N,) uint32, 0 for none.
+    """
+
+    keypoints: np.ndarray
+    scores: np.ndarray
+    descriptors: np.ndarray
+    track_ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.keypoints)
+
+
+@dataclass(frozen=True)
+class StereoFeatures:
+    """Everything about one pair.
+
+    Match i pairs left keypoint `left_index[i]` with right keypoint `right_index[i]` (uint32).
+    `disparity` and `disparity_sigma` (M,) float32 pixels, `similarity` (M,) float32, `points`
+    (M, 3) float32 metres in the left rectified optical frame, NaN without calibration. `stage_ms`
+    is the time each stage took.
+    """
+
+    width: int
+    height: int
+    left: Features
+    right: Features
+    left_index: np.ndarray
+    right_index: np.ndarray
+    disparity: np.ndarray
+    disparity_sigma: np.ndarray
+    similarity: np.ndarray
+    points: np.ndarray
+    calibration: StereoCalibration | None
+    stage_ms: dict[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.left_index)
+
+
+class StereoPipeline(nn.Module):
+    """The front end as one graph of fixed shapes: what a backend compiles."""
+
+    def __init__(
+        self, network: KeypointNetwork, config: FrontendConfig, height: int, width: int
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.size = (height, width)
+        self.pad = (0, -width % STRIDE, 0, -height % STRIDE)  # right and below: positions stay
+        self.count, self.radius, self.border = (
+            config.max_keypoints, config.nms_radius, config.border,
+        )
+
+    def forward(
+        self,
+        images: Tensor,
+        settings: Tensor,
+        before_xy: Tensor,
+        before_scores: Tensor,
+        before_descriptors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Run on one pair.
+
+        Args:
+            images: (2, H, W) uint8, left and right.
+            settings: (9,) float32, see `StereoFrontend._settings`.
+            before_xy, before_scores, before_descriptors: (K, 2), (K,), (K, D), the previous left
+                image's results, scores 0 where there was none.
+
+        Returns:
+            xy (2, K, 2), scores (2, K), descriptors (2, K, D), right row of each left row or -1
+            (K,), similarity (K,), disparity (K,), its standard deviation (K,), previous row of
+            each left row or -1 (K,).
+        """
+        grey = images.float()[:, None]
+        padded = F.pad(grey, self.pad, mode="replicate")
+        logits, dense = self.network(padded)
+        xy, scores, descriptors = detect(
+            logits, dense, self.size, self.count, self.radius, self.border
+        )
+        valid = scores > settings[0]
+        scores = scores * valid
+        right_row, similarity = match_stereo(xy, valid, descriptors, settings[1:6])
+        disparity, sigma = refine_disparity(
+            grey[0, 0], grey[1, 0], xy[0], xy[1][right_row.clamp(min=0)]
+        )
+        before_row = match_temporal(
+            xy[0], valid[0], descriptors[0],
+            before_xy, before_scores > 0, before_descriptors, settings[6:9],
+        )
+        return xy, scores, descriptors, right_row, similarity, disparity, sigma, before_row
+
+
+class StereoFrontend:
+    """The product's heart: call it with a pair of images.
+
+    The first call for an image size compiles the pipeline for it; `warm_up` does so ahead of time.
+
+    Raises:
+        ValueError: no such model or backend, or weights that cannot be used.
+    """
+
+    def __init__(self, config: FrontendConfig | None = None) -> None:
+        self.config = config or FrontendConfig()
+        self.network = load_network(self.config.model)
+        self._backend: Backend | None = None
+        self._size: tuple[int, int] | None = None
+        self.reset()
+
+    @property
+    def backend(self) -> str:
+        """Name and precision of the backend in use, once it is known."""
+        return f"{self._backend.name} {self._backend.precision}" if self._backend else "none yet"
+
+    def reset(self) -> None:
+        """Forget the previous pair: every keypoint of the next one starts a new track."""
+        count, dim = self.config.max_keypoints, self.network.config.descriptor_dim
+        self._before = (
+            np.zeros((count, 2), np.float32),
+            np.zeros(count, np.float32),
+            np.zeros((count, dim), np.float32),
+        )
+        self._before_tracks = np.zeros(count, np.uint32)
+        self._next_track = 1
+
+    def warm_up(self, height: int, width: int) -> None:
+        """Compile for an image size and run once."""
+        blank = np.zeros((height, width), np.uint8)
+        self(blank, blank)
+        self.reset()
+
+    def __call__(
+        self,
+        left: np.ndarray,
+        right: np.ndarray,
+        calibration: StereoCalibration | None = None,
+    ) -> StereoFeatures:
+        """Process one rectified pair.
+
+        Args:
+            left, right: (H, W) uint8 grey images of equal size.
+            calibration: gives depth, and bounds the disparity searched.
+
+        Raises:
+            ValueError: images of another type or shape, different, or too small for
+                `max_keypoints` and `border`.
+        """
+        begin = time.perf_counter()
+        images = self._images(left, right)
+        height, width = images.shape[1:]
+        backend = self._backend_for(height, width)
+        settings = self._settings(width, calibration)
+        prepared = time.perf_counter()
+        outputs = backend(images, settings, *self._before)
+        computed = time.perf_counter()
+        xy, scores, descriptors, right_row, similarity, disparity, sigma, before_row = outputs
+
+        tracks = self._tracks(scores[0], before_row)
+        self._before, self._before_tracks = (xy[0], scores[0], descriptors[0]), tracks
+        left_index = np.flatnonzero(right_row >= 0)
+        right_index = right_row[left_index]
+        right_tracks = np.zeros_like(tracks)
+        right_tracks[right_index] = tracks[left_index]
+        if calibration is None:
+            points = np.full((len(left_index), 3), np.nan, np.float32)
+        else:
+            points = calibration.points(xy[0][left_index], disparity[left_index])
+        found = []
+        for i, ids in enumerate((tracks, right_tracks)):
+            n = int(np.count_nonzero(scores[i]))  # valid rows come first
+            found.append(Features(xy[i][:n], scores[i][:n], descriptors[i][:n], ids[:n]))
+        end = time.perf_counter()
+        return StereoFeatures(
+            width, height, *found,
+            left_index.astype(np.uint32), right_index.astype(np.uint32),
+            disparity[left_index], sigma[left_index], similarity[left_index], points, calibration,
+            {
+                "prepare": 1e3 * (prepared - begin),
+                "compute": 1e3 * (computed - prepared),
+                "collect": 1e3 * (end - computed),
+            },
+        )
+
+    def _images(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        for name, image in (("left", left), ("right", right)):
+            if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 2:
+                what = f"{getattr(image, 'dtype', type(image).__name__)} {np.shape(image)}"
+                raise ValueError(f"the {name} image must be (height, width) uint8, not {what}")
+        if left.shape != right.shape:
+            raise ValueError(f"left is {left.shape} and right {right.shape}: sizes must be equal")
+        height, width = left.shape
+        if min(height, width) < STRIDE + 2 * self.config.border:
+            raise ValueError(f"a {width}x{height} image is too small for the network")
+        blocks = math.ceil(height / STRIDE) * math.ceil(width / STRIDE) * 16  # of 4x4 pixels
+        if self.config.max_keypoints > blocks:
+            raise ValueError(
+                f"max_keypoints {self.config.max_keypoints} is more than a {width}x{height} image "
+                f"can have ({blocks})"
+            )
+        return np.stack([left, right])
+
+    def _backend_for(self, height: int, width: int) -> Backend:
+        if self._backend is None or self._size != (height, width):
+            pipeline = StereoPipeline(self.network, self.config, height, width).eval()
+            self.reset()
+            example = (
+                np.zeros((2, height, width), np.uint8), self._settings(width, None), *self._before
+            )
+            tensors = tuple(torch.from_numpy(a) for a in example)
+            self._backend = make_backend(self.config.backend, pipeline, tensors, self.config.threads)
+            self._size = (height, width)
+        return self._backend
+
+    def _settings(self, width: int, calibration: StereoCalibration | None) -> np.ndarray:
+        """The pipeline's numbers that may change between pairs without compiling again."""
+        c = self.config
+        nearest, farthest = float(width), 0.0
+        if calibration is not None:
+            nearest = min(nearest, calibration.disparity(c.min_depth) if c.min_depth else nearest)
+            farthest = calibration.disparity(c.max_depth)
+        slack = 1.0  # keypoints are exact to about a pixel before the refinement
+        return np.array(
+            [
+                c.score_threshold,
+                c.row_tolerance, farthest - slack, nearest + slack, c.min_similarity, c.min_margin,
+                c.max_motion if c.max_motion else -1.0, c.track_similarity, 0.0,
+            ],
+            np.float32,
+        )
+
+    def _tracks(self, scores: np.ndarray, before_row: np.ndarray) -> np.ndarray:
+        """Track ids of the left rows: the previous row's, or new ones; 0 without tracking."""
+        tracks = np.zeros(len(scores), np.uint32)
+        if not self.config.max_motion:
+            return tracks
+        known = before_row >= 0
+        tracks[known] = self._before_tracks[before_row[known]]
+        new = np.flatnonzero(~known & (scores > 0))
+        tracks[new] = np.arange(self._next_track, self._next_track + len(new), dtype=np.uint32)
+        self._next_track += len(new)
+        return tracks

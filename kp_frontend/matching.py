@@ -1,0 +1,141 @@
+"""Matching of keypoints between images. Fixed shapes, no host synchronisation.
+
+Every function works on K rows per image, of which `valid` tells the real ones, and marks a row
+without a match by index -1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PATCH_RADIUS = 4  # of the window compared by the disparity refinement, pixels
+REFINE_STEPS = 3  # Gauss-Newton steps of the disparity refinement
+REFINE_LIMIT = 1.5  # farthest the refinement may move a match, pixels
+SIGMA_UNKNOWN = 1.0  # standard deviation reported for a match that cannot be refined, pixels
+
+
+def mutual_nearest(
+    similarity: Tensor, allowed: Tensor, lowest: Tensor, margin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mutual nearest neighbours under constraints.
+
+    Args:
+        similarity: (K, L) cosine similarities.
+        allowed: (K, L) bool, pairs that may match.
+        lowest: () similarity that a match must reach.
+        margin: () by how much a match must beat the second best candidate of its left keypoint.
+
+    Returns:
+        For each left row the matching right row or -1, (K,) int64, and the similarity, (K,).
+    """
+    scores = torch.where(allowed, similarity, -2.0)
+    (best, second), columns = scores.topk(2, dim=1).values.T, scores.argmax(1)
+    back = scores.argmax(0)
+    rows = torch.arange(len(scores), device=scores.device)
+    good = (back[columns] == rows) & (best >= lowest) & (best - second >= margin)
+    return torch.where(good, columns, -1), best
+
+
+def match_stereo(
+    xy: Tensor, valid: Tensor, descriptors: Tensor, limits: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Match the keypoints of a rectified pair.
+
+    Args:
+        xy: (2, K, 2) positions in the left and right image, rectified pixels.
+        valid: (2, K) bool.
+        descriptors: (2, K, D), unit length.
+        limits: (5,) row tolerance, smallest and largest disparity (pixels), lowest similarity,
+            margin to the second best.
+
+    Returns:
+        Right row of each left row or -1, (K,) int64, and the similarity, (K,).
+    """
+    row_tolerance, smallest, largest, lowest, margin = limits.unbind()
+    disparity = xy[0, :, None, 0] - xy[1, None, :, 0]
+    rows_apart = (xy[0, :, None, 1] - xy[1, None, :, 1]).abs()
+    allowed = (rows_apart <= row_tolerance) & (disparity >= smallest) & (disparity <= largest)
+    allowed = allowed & valid[0, :, None] & valid[1, None, :]
+    return mutual_nearest(descriptors[0] @ descriptors[1].T, allowed, lowest, margin)
+
+
+def match_temporal(
+    xy: Tensor,
+    valid: Tensor,
+    descriptors: Tensor,
+    before_xy: Tensor,
+    before_valid: Tensor,
+    before_descriptors: Tensor,
+    limits: Tensor,
+) -> Tensor:
+    """Match keypoints (K rows) to those of the previous image of the same camera.
+
+    Args:
+        limits: (3,) farthest motion in pixels along x and y, lowest similarity, margin.
+
+    Returns:
+        Previous row of each row or -1, (K,) int64.
+    """
+    motion, lowest, margin = limits.unbind()
+    apart = (xy[:, None] - before_xy[None]).abs().amax(-1)
+    allowed = (apart <= motion) & valid[:, None] & before_valid[None]
+    return mutual_nearest(descriptors @ before_descriptors.T, allowed, lowest, margin)[0]
+
+
+def windows(image: Tensor, centre: Tensor, columns: int) -> Tensor:
+    """Bilinear windows (K, 9, 2 * columns + 1) of an image (H, W) around pixels (K, 2)."""
+    size = image.new_tensor([image.shape[1], image.shape[0]])
+    rows = PATCH_RADIUS
+    y = torch.arange(-rows, rows + 1, device=image.device, dtype=image.dtype)
+    x = torch.arange(-columns, columns + 1, device=image.device, dtype=image.dtype)
+    offsets = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+    grid = (centre[:, None, None] + offsets + 0.5) / size * 2 - 1
+    found = F.grid_sample(
+        image[None, None], grid.flatten(1, 2)[None], "bilinear", "border", align_corners=False
+    )
+    return found[0, 0].unflatten(1, offsets.shape[:2])
+
+
+def normalised(window: Tensor) -> tuple[Tensor, Tensor]:
+    """Windows (K, h, w) with zero mean and unit variance, and the spread (K, 1, 1) they had."""
+    centred = window - window.mean((1, 2), keepdim=True)
+    spread = centred.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1.0)
+    return centred / spread, spread
+
+
+def refine_disparity(
+    left: Tensor, right: Tensor, left_xy: Tensor, right_xy: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sub-pixel disparity and its standard deviation from the images themselves.
+
+    One-dimensional image registration along the row (Lucas and Kanade, 1981, in the inverse
+    compositional form of Baker and Matthews, 2004) of the window around each keypoint. Windows are
+    made zero mean and unit variance, so that exposure does not matter. The standard deviation is
+    the Cramer-Rao bound: residual noise over gradient energy.
+
+    Args:
+        left, right: (H, W) float images.
+        left_xy, right_xy: (K, 2) matched positions.
+
+    Returns:
+        Disparities (K,) and standard deviations (K,), pixels. Where the refinement would move a
+        match by more than `REFINE_LIMIT`, or ends with windows that do not look alike, the
+        keypoints' own difference is kept, with `SIGMA_UNKNOWN`.
+    """
+    wide = windows(left, left_xy, PATCH_RADIUS + 1)
+    template, spread = normalised(wide[:, :, 1:-1])
+    slope = (wide[:, :, 2:] - wide[:, :, :-2]) / (2 * spread)
+    energy = slope.square().sum((1, 2)).clamp(min=1e-6)
+    along = left_xy.new_tensor([1.0, 0.0])
+    shift = torch.zeros_like(left_xy[:, 0])
+    for _ in range(REFINE_STEPS):
+        place = right_xy + shift[:, None] * along
+        residual = normalised(windows(right, place, PATCH_RADIUS))[0] - template
+        shift = shift - (slope * residual).sum((1, 2)) / energy
+    noise = residual.square().mean((1, 2))
+    good = (shift.abs() <= REFINE_LIMIT) & (noise < 1.0)
+    coarse = left_xy[:, 0] - right_xy[:, 0]
+    sigma = (noise / energy).sqrt().clamp(0.01, SIGMA_UNKNOWN)
+    return torch.where(good, coarse - shift, coarse), torch.where(good, sigma, SIGMA_UNKNOWN)

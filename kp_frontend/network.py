@@ -1,0 +1,185 @@
+"""The keypoint network, its sizes by name, and loading and saving of its weights.
+
+A SuperPoint-style network (DeTone et al., "SuperPoint: Self-Supervised Interest Point Detection
+and Description", 2018): one encoder, a detector head that gives 65 logits for each 8x8 cell (64
+pixels and "no keypoint here"), and a descriptor head at 1/8 resolution. It differs where later
+work showed how: the encoder strides instead of pooling, a 1/16 level widens the view, and the
+detector also sees the image's own pixels, folded into cells (Potje et al., "XFeat", 2024), because
+an encoder at 1/8 resolution blurs positions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CELL = 8  # side of a detector cell and stride of the descriptor map, pixels
+STRIDE = 16  # image sides must be multiples of this: the stride of the coarsest level
+WEIGHTS_DIR = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Width and depth of the levels at 1/2, 1/4, 1/8 and 1/16 resolution, and of the heads."""
+
+    channels: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    head_channels: int
+    descriptor_dim: int
+
+
+SIZES: dict[str, NetworkConfig] = {
+    # 2.6 GFLOP for a 640x480 image, 0.4 M parameters: for CPUs.
+    "tiny": NetworkConfig((16, 24, 64, 96), (1, 2, 3, 3), 64, 64),
+    # 43 GFLOP, 1.8 M parameters, somewhat below SuperPoint's cost: for GPUs.
+    "base": NetworkConfig((64, 128, 128, 128), (3, 4, 4, 3), 128, 128),
+}
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution without bias, batch normalisation, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        )
+
+
+class Stage(nn.Module):
+    """A strided convolution, then `depth - 1` convolutions with a shortcut around them."""
+
+    def __init__(self, inputs: int, outputs: int, depth: int) -> None:
+        super().__init__()
+        self.down = ConvBlock(inputs, outputs, stride=2)
+        self.body = nn.Sequential(*(ConvBlock(outputs, outputs) for _ in range(depth - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        return x + self.body(x) if len(self.body) else x
+
+
+class KeypointNetwork(nn.Module):
+    """Grey images in, keypoint logits and dense descriptors out."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        c, head = config.channels, config.head_channels
+        self.stages = nn.ModuleList(
+            Stage(inputs, outputs, depth)
+            for inputs, outputs, depth in zip((1, *c[:3]), c, config.depths, strict=True)
+        )
+        self.coarse = nn.Conv2d(c[3], c[2], 1)
+        self.pixels = ConvBlock(CELL * CELL, head)
+        self.detector = nn.Sequential(
+            nn.Conv2d(c[2] + head, head, 1, bias=False),
+            nn.BatchNorm2d(head),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(head, CELL * CELL + 1, 1),
+        )
+        self.descriptor = nn.Sequential(
+            ConvBlock(c[2], head), nn.Conv2d(head, config.descriptor_dim, 1)
+        )
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the network.
+
+        Args:
+            image: (B, 1, H, W) uint8 (or float in 0..255), H and W multiples of 16.
+
+        Returns:
+            (B, 65, H/8, W/8) keypoint logits, channel 8*y + x of a cell for pixel (x, y) in it and
+            channel 64 for "none", and (B, D, H/8, W/8) descriptors, not normalised; the one at
+            (i, j) stands for pixel (8*j + 3.5, 8*i + 3.5).
+        """
+        x = (image.to(self.coarse.weight.dtype) - 127.5) / 64.0
+        pixels = self.pixels(F.pixel_unshuffle(x, CELL))
+        for stage in self.stages[:3]:
+            x = stage(x)
+        coarse = self.coarse(self.stages[3](x))
+        x = x + F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
+        return self.detector(torch.cat([x, pixels], 1)), self.descriptor(x)
+
+
+def build_network(size: str) -> KeypointNetwork:
+    """Make an untrained network of a named size.
+
+    Raises:
+        ValueError: the name is not one of `SIZES`.
+    """
+    if size not in SIZES:
+        raise ValueError(f"unknown network size {size!r}: one of {', '.join(SIZES)}")
+    return KeypointNetwork(SIZES[size])
+
+
+def released_weights() -> list[str]:
+    """Names of the networks whose weights come with the package."""
+    return sorted(path.stem for path in WEIGHTS_DIR.glob("*.safetensors"))
+
+
+def weights_path(model: str | Path) -> Path:
+    """Path of a released network's weights, or `model` itself if it names a file.
+
+    Raises:
+        ValueError: neither a released network nor a file.
+    """
+    released = WEIGHTS_DIR / f"{model}.safetensors"
+    if released.is_file():
+        return released
+    if Path(model).is_file():
+        return Path(model)
+    names = ", ".join(released_weights()) or "none"
+    raise ValueError(f"no weights {str(model)!r}: give a .safetensors file or one of: {names}")
+
+
+def save_network(
+    network: KeypointNetwork, path: str | Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write weights and architecture to a safetensors file."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(network).items()}
+    header = {"architecture": json.dumps(asdict(network.config)), **(metadata or {})}
+    save_file(state, str(path), metadata=header)
+
+
+def weights(network: KeypointNetwork) -> dict[str, Tensor]:
+    """Parameters and running statistics by name, as they are stored."""
+    return {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+
+
+def load_network(model: str | Path) -> KeypointNetwork:
+    """Load a network for inference by released name or from a safetensors file.
+
+    Raises:
+        ValueError: no such weights; or the file is truncated, not safetensors, or of another kind
+            of network.
+    """
+    path = weights_path(model)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    try:
+        fields = json.loads(header["architecture"])
+        config = NetworkConfig(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        )
+        network = KeypointNetwork(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold a keypoint network of this package") from error
+    expected = {name: tensor.shape for name, tensor in weights(network).items()}
+    if expected != {name: tensor.shape for name, tensor in state.items()}:
+        raise ValueError(f"{path} does not fit the architecture that it names")
+    network.load_state_dict(state, strict=False)  # only the batch counters are missing
+    return network.eval()

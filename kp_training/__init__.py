@@ -1,0 +1,1 @@
+"""Training and evaluation of the networks that kp_frontend runs."""

@@ -1,0 +1,158 @@
+"""SIFT pseudo-labels: where the detector is taught to fire.
+
+Labels are computed once for a folder of images, in parallel, and kept in one `.npz` file: `paths`
+(relative to the folder), `start` (the first keypoint of each image, and the total), and for each
+keypoint `xy` (float32, pixels, centre of the top-left pixel at (0, 0)), `response`, `size` and
+`repeat`, the share of random views of the image in which SIFT finds the keypoint again. Training on
+that share instead of a plain yes teaches the detector to prefer what survives a change of view (the
+idea of SuperPoint's homographic adaptation, applied to SIFT).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rich.progress import track
+from scipy.spatial import cKDTree
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Keypoints of all images of a folder; see the module's text for the arrays."""
+
+    folder: Path
+    paths: np.ndarray
+    start: np.ndarray
+    xy: np.ndarray
+    response: np.ndarray
+    size: np.ndarray
+    repeat: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def of_image(self, index: int) -> np.ndarray:
+        """(N, 3) float32: x, y and repeat of the keypoints of one image, strongest first."""
+        part = slice(self.start[index], self.start[index + 1])
+        return np.column_stack([self.xy[part], self.repeat[part]]).astype(np.float32)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All image files below a folder, sorted.
+
+    Raises:
+        ValueError: not a folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder of images")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise ValueError(f"no images below {folder} ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return paths
+
+
+def sift_keypoints(image: np.ndarray, most: int) -> np.ndarray:
+    """SIFT keypoints of a grey uint8 image, (N, 4) float32: x, y, response, size, strongest first.
+
+    The contrast threshold is far below Lowe's (2004): the detector shall also learn the weak
+    keypoints of dim walls, and it learns from the order of responses which to prefer.
+    """
+    sift = cv2.SIFT_create(contrastThreshold=0.01, enable_precise_upscale=True)
+    found = [(*k.pt, k.response, k.size) for k in sift.detect(image, None)]
+    rows = np.array(found, np.float32).reshape(-1, 4)
+    _, first = np.unique(rows[:, :2], axis=0, return_index=True)  # one of each orientation
+    rows = rows[first]
+    return rows[np.argsort(-rows[:, 2], kind="stable")[:most]]
+
+
+def repeat_share(image: np.ndarray, xy: np.ndarray, most: int, views: int, seed: int) -> np.ndarray:
+    """Share of random views, (N,), in which SIFT has a keypoint within 1.5 px of each point.
+
+    A view is a homography (corners moved by up to 12 % of the size, rotation up to 20 degrees)
+    with another gamma and a little noise; points that leave a view are not counted in it.
+    """
+    rng = np.random.default_rng(seed)
+    height, width = image.shape
+    corners = np.float32([[0, 0], [width, 0], [width, height], [0, height]])
+    seen, found = np.zeros(len(xy)), np.zeros(len(xy))
+    for _ in range(views):
+        turn = cv2.getRotationMatrix2D((width / 2, height / 2), rng.uniform(-20, 20), 1.0)
+        moved = corners @ turn[:, :2].T + turn[:, 2]
+        moved += rng.uniform(-0.12, 0.12, (4, 2)) * [width, height]
+        matrix = cv2.getPerspectiveTransform(corners, np.float32(moved))
+        view = cv2.warpPerspective(image, matrix, (width, height)).astype(np.float32) / 255
+        view = view ** np.exp(rng.uniform(-0.5, 0.5)) + rng.normal(0, 0.01, view.shape)
+        view = np.uint8(np.clip(view, 0, 1) * 255)
+        places = cv2.perspectiveTransform(xy[None].astype(np.float32), matrix)[0]
+        inside = ((places > 4) & (places < [width - 5, height - 5])).all(1)
+        seen += inside
+        again = sift_keypoints(view, most)[:, :2]
+        if len(again):
+            distance, _ = cKDTree(again).query(places, distance_upper_bound=1.5)
+            found += inside & np.isfinite(distance)
+    return (found + 1) / (seen + 2)  # with few views, lean towards one half
+
+
+def _label_file(path: Path, seed: int, most: int, views: int) -> np.ndarray | None:
+    cv2.setNumThreads(1)
+    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if image is None:
+        return None
+    rows = sift_keypoints(image, most)
+    return np.column_stack([rows, repeat_share(image, rows[:, :2], most, views, seed)])
+
+
+def label_folder(
+    folder: Path, out: Path, most: int = 2000, views: int = 5, seed: int = 0
+) -> tuple[Labels, list[Path]]:
+    """Label every image below a folder and write the result to `out`, atomically.
+
+    Returns:
+        The labels, and the images that could not be read and were left out.
+
+    Raises:
+        ValueError: no readable image.
+    """
+    paths = find_images(folder)
+    with ProcessPoolExecutor() as pool:
+        results: Iterator[np.ndarray | None] = pool.map(
+            partial(_label_file, most=most, views=views),
+            paths,
+            range(seed, seed + len(paths)),
+            chunksize=8,
+        )
+        rows = list(track(results, "labelling", total=len(paths)))
+    unreadable = [path for path, r in zip(paths, rows, strict=True) if r is None]
+    good = [(path, r) for path, r in zip(paths, rows, strict=True) if r is not None]
+    if not good:
+        raise ValueError(f"none of the {len(paths)} images below {folder} can be read")
+    table = np.concatenate([r for _, r in good])
+    arrays = {
+        "paths": np.array([str(path.relative_to(folder)) for path, _ in good]),
+        "start": np.cumsum([0, *(len(r) for _, r in good)]),
+        "xy": table[:, :2],
+        "response": table[:, 2],
+        "size": table[:, 3],
+        "repeat": table[:, 4],
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = out.with_name(out.name + ".part")
+    with partial_file.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    os.replace(partial_file, out)
+    return Labels(folder=folder, **arrays), unreadable
+
+
+def load_labels(folder: Path, file: Path) -> Labels:
+    """Read labels of a folder from a file that `label_folder` wrote."""
+    with np.load(file) as arrays:
+        return Labels(folder=folder, **{name: arrays[name] for name in arrays.files})
