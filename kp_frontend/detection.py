@@ -66,24 +66,24 @@ def top_keypoints(heat: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def refine(heat: Tensor, pixels: Tensor) -> Tensor:
     """Sub-pixel positions (B, K, 2): the centroid of the 5x5 heatmap window around each pixel."""
-    batch, height, width = heat.shape
+    width = heat.shape[2]
     r = REFINE_RADIUS
     padded = F.pad(heat, (r, r, r, r))
-    offset = torch.arange(-r, r + 1, device=heat.device)
-    dy, dx = (d.flatten() for d in torch.meshgrid(offset, offset, indexing="ij"))
-    x = pixels[..., :1] + r + dx
-    y = pixels[..., 1:] + r + dy
-    window = padded.flatten(1).gather(1, (y * (width + 2 * r) + x).flatten(1))
-    window = window.reshape(batch, -1, len(dx))
-    total = window.sum(-1).clamp(min=1e-9)
-    shift = torch.stack([(window * dx).sum(-1), (window * dy).sum(-1)], -1) / total[..., None]
-    return pixels + shift
+    side, stride = 2 * r + 1, width + 2 * r
+    steps = torch.arange(side * side, device=heat.device)
+    dx, dy = steps % side, steps // side  # from the window's top left corner
+    corner = pixels[..., 1] * stride + pixels[..., 0]
+    place = corner[..., None] + dy * stride + dx
+    window = padded.flatten(1).gather(1, place.flatten(1)).reshape(place.shape)
+    offsets = torch.stack([dx, dy], -1).to(heat.dtype) - r
+    total = window.sum(-1, keepdim=True).clamp(min=1e-9)
+    return pixels.to(heat.dtype) + window @ offsets / total
 
 
 def sample_descriptors(descriptors: Tensor, xy: Tensor) -> Tensor:
     """Unit descriptors (B, K, D) at pixels (B, K, 2) from the map (B, D, H/8, W/8)."""
-    size = descriptors.new_tensor([descriptors.shape[3], descriptors.shape[2]]) * CELL
-    grid = (xy + 0.5) / size * 2 - 1
+    size = (CELL * descriptors.shape[3], CELL * descriptors.shape[2])
+    grid = (xy + 0.5) * xy.new_tensor([2 / size[0], 2 / size[1]]) - 1
     found = F.grid_sample(
         descriptors.float(), grid[:, None], "bilinear", "border", align_corners=False
     )

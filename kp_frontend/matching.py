@@ -31,11 +31,12 @@ def mutual_nearest(
         For each left row the matching right row or -1, (K,) int64, and the similarity, (K,).
     """
     scores = torch.where(allowed, similarity, -2.0)
-    (best, second), columns = scores.topk(2, dim=1).values.T, scores.argmax(1)
+    nearest, columns = scores.topk(2, dim=1)
+    best, column = nearest[:, 0], columns[:, 0]
     back = scores.argmax(0)
-    rows = torch.arange(len(scores), device=scores.device)
-    good = (back[columns] == rows) & (best >= lowest) & (best - second >= margin)
-    return torch.where(good, columns, -1), best
+    rows = torch.arange(scores.shape[0], device=scores.device)
+    good = (back[column] == rows) & (best >= lowest) & (best - nearest[:, 1] >= margin)
+    return torch.where(good, column, -1), best
 
 
 def match_stereo(
@@ -53,12 +54,12 @@ def match_stereo(
     Returns:
         Right row of each left row or -1, (K,) int64, and the similarity, (K,).
     """
-    row_tolerance, smallest, largest, lowest, margin = limits.unbind()
+    row_tolerance, smallest, largest = limits[0], limits[1], limits[2]
     disparity = xy[0, :, None, 0] - xy[1, None, :, 0]
     rows_apart = (xy[0, :, None, 1] - xy[1, None, :, 1]).abs()
     allowed = (rows_apart <= row_tolerance) & (disparity >= smallest) & (disparity <= largest)
     allowed = allowed & valid[0, :, None] & valid[1, None, :]
-    return mutual_nearest(descriptors[0] @ descriptors[1].T, allowed, lowest, margin)
+    return mutual_nearest(descriptors[0] @ descriptors[1].T, allowed, limits[3], limits[4])
 
 
 def match_temporal(
@@ -78,24 +79,23 @@ def match_temporal(
     Returns:
         Previous row of each row or -1, (K,) int64.
     """
-    motion, lowest, margin = limits.unbind()
     apart = (xy[:, None] - before_xy[None]).abs().amax(-1)
-    allowed = (apart <= motion) & valid[:, None] & before_valid[None]
-    return mutual_nearest(descriptors @ before_descriptors.T, allowed, lowest, margin)[0]
+    allowed = (apart <= limits[0]) & valid[:, None] & before_valid[None]
+    return mutual_nearest(descriptors @ before_descriptors.T, allowed, limits[1], limits[2])[0]
 
 
 def windows(image: Tensor, centre: Tensor, columns: int) -> Tensor:
     """Bilinear windows (K, 9, 2 * columns + 1) of an image (H, W) around pixels (K, 2)."""
-    size = image.new_tensor([image.shape[1], image.shape[0]])
+    scale = image.new_tensor([2 / image.shape[1], 2 / image.shape[0]])
     rows = PATCH_RADIUS
     y = torch.arange(-rows, rows + 1, device=image.device, dtype=image.dtype)
     x = torch.arange(-columns, columns + 1, device=image.device, dtype=image.dtype)
     offsets = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
-    grid = (centre[:, None, None] + offsets + 0.5) / size * 2 - 1
+    grid = (centre[:, None, None] + offsets + 0.5) * scale - 1
     found = F.grid_sample(
         image[None, None], grid.flatten(1, 2)[None], "bilinear", "border", align_corners=False
     )
-    return found[0, 0].unflatten(1, offsets.shape[:2])
+    return found.reshape(-1, 2 * rows + 1, 2 * columns + 1)
 
 
 def normalised(window: Tensor) -> tuple[Tensor, Tensor]:

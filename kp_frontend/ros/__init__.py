@@ -1,0 +1,1 @@
+"""Everything that knows of ROS: the node and the conversion to messages."""

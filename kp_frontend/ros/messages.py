@@ -1,0 +1,94 @@
+"""Between ROS messages and the front end's types.
+
+Fields are filled through `array.array`, whose bytes rclpy takes as they are; assigning a list or
+an ndarray is thousands of times slower.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+import numpy as np
+from kp_msgs.msg import Features as FeaturesMsg
+from kp_msgs.msg import StereoFeatures as StereoFeaturesMsg
+from sensor_msgs.msg import CameraInfo
+from std_msgs.msg import Header
+
+from kp_frontend.calibration import StereoCalibration
+from kp_frontend.frontend import Features, StereoFeatures
+
+DESCRIPTOR_TYPES = {
+    "float32": FeaturesMsg.FLOAT32,
+    "float16": FeaturesMsg.FLOAT16,
+    "int8": FeaturesMsg.INT8,
+}
+_DTYPES = {FeaturesMsg.FLOAT32: "<f4", FeaturesMsg.FLOAT16: "<f2", FeaturesMsg.INT8: "i1"}
+
+
+def _array(code: str, dtype: str, values: np.ndarray) -> array:
+    return array(code, np.ascontiguousarray(values, dtype).tobytes())
+
+
+def calibration_from_info(left: CameraInfo, right: CameraInfo) -> StereoCalibration:
+    """Calibration from the projection matrices P of both cameras.
+
+    Raises:
+        ValueError: not calibrated, or no baseline between them.
+    """
+    return StereoCalibration.from_projections(left.p, right.p)
+
+
+def encode_descriptors(descriptors: np.ndarray, kind: int) -> bytes:
+    """Bytes of unit descriptors (N, D), row by row, as `Features.descriptor_type` says."""
+    if kind == FeaturesMsg.INT8:
+        descriptors = np.rint(descriptors * 127).clip(-127, 127)
+    return np.ascontiguousarray(descriptors, _DTYPES[kind]).tobytes()
+
+
+def decode_descriptors(message: FeaturesMsg) -> np.ndarray:
+    """Descriptors (N, D) float32 of a message."""
+    values = np.frombuffer(message.descriptors, _DTYPES[message.descriptor_type])
+    values = values.reshape(-1, message.descriptor_dim).astype(np.float32)
+    return values / 127 if message.descriptor_type == FeaturesMsg.INT8 else values
+
+
+def features_message(
+    features: Features, width: int, height: int, header: Header, descriptor_type: str
+) -> FeaturesMsg:
+    """One image's features as a message."""
+    kind = DESCRIPTOR_TYPES[descriptor_type]
+    message = FeaturesMsg(header=header, width=width, height=height)
+    message.x = _array("f", "<f4", features.keypoints[:, 0])
+    message.y = _array("f", "<f4", features.keypoints[:, 1])
+    message.score = _array("f", "<f4", features.scores)
+    message.track_id = _array("I", "<u4", features.track_ids)
+    message.descriptor_dim = features.descriptors.shape[1]
+    message.descriptor_type = kind
+    message.descriptors = array("B", encode_descriptors(features.descriptors, kind))
+    return message
+
+
+def stereo_message(
+    result: StereoFeatures,
+    left_header: Header,
+    right_header: Header,
+    sequence: int,
+    descriptor_type: str,
+) -> StereoFeaturesMsg:
+    """Everything about a pair as a message, stamped like the left image."""
+    size = (result.width, result.height)
+    message = StereoFeaturesMsg(header=left_header, sequence=sequence)
+    message.left = features_message(result.left, *size, left_header, descriptor_type)
+    message.right = features_message(result.right, *size, right_header, descriptor_type)
+    message.left_index = _array("I", "<u4", result.left_index)
+    message.right_index = _array("I", "<u4", result.right_index)
+    message.disparity = _array("f", "<f4", result.disparity)
+    message.disparity_sigma = _array("f", "<f4", result.disparity_sigma)
+    message.similarity = _array("f", "<f4", result.similarity)
+    message.points = _array("f", "<f4", result.points)
+    for name in ("fx", "fy", "cx", "cy", "baseline"):
+        value = getattr(result.calibration, name) if result.calibration else float("nan")
+        setattr(message, name, value)
+    message.stage = list(result.stage_ms)
+    message.stage_ms = array("f", result.stage_ms.values())
+    return message
