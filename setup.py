@@ -1,0 +1,33 @@
+from glob import glob
+
+from setuptools import find_packages, setup
+
+share = "share/kp_frontend"
+
+setup(
+    name="kp_frontend",
+    version="0.1.0",
+    description="Stereo feature front end for ROS 2, with its training and evaluation",
+    author="kp_frontend developers",
+    author_email="maintainers@kp-frontend.dev",
+    license="Apache-2.0",
+    packages=find_packages(include=["kp_frontend*", "kp_training*"]),
+    package_data={
+        "kp_frontend": ["weights/*.safetensors", "weights/*.md"],
+        "kp_training": ["config/*.yaml"],
+    },
+    data_files=[
+        ("share/ament_index/resource_index/packages", ["resource/kp_frontend"]),
+        (share, ["package.xml"]),
+        (f"{share}/launch", glob("launch/*.launch.*")),
+        (f"{share}/config", glob("config/*")),
+    ],
+    zip_safe=False,
+    python_requires=">=3.10",
+    entry_points={
+        "console_scripts": [
+            "kp = kp_frontend.cli:main",
+            "stereo_node = kp_frontend.ros.node:main",
+        ],
+    },
+)
