@@ -1,0 +1,17 @@
+"""Our own small `message_filters` and `cv_bridge`, for Python environments made from wheels.
+
+Neither package has a wheel. The folder goes to the end of the module search path, so each package
+of a ROS installation is found first and ours only serves where the real one is missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def put_on_path() -> None:
+    """Make `import message_filters` and `import cv_bridge` work everywhere."""
+    here = str(Path(__file__).parent)
+    if here not in sys.path:
+        sys.path.append(here)
