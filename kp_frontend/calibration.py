@@ -34,9 +34,7 @@ class StereoCalibration:
             raise ValueError(f"focal lengths and baseline must be positive: {self}")
 
     @classmethod
-    def from_projections(
-        cls, left: npt.ArrayLike, right: npt.ArrayLike
-    ) -> StereoCalibration:
+    def from_projections(cls, left: npt.ArrayLike, right: npt.ArrayLike) -> StereoCalibration:
         """From the 3x4 projection matrices (or their 12 numbers) of both rectified cameras.
 
         As ROS defines them: right[0, 3] = -fx * baseline.
@@ -51,7 +49,9 @@ class StereoCalibration:
             raise ValueError("a projection matrix has 12 numbers")
         fx = float(p_left[0])
         if fx <= 0 or p_right[0] <= 0:
-            raise ValueError("the projection matrix has no focal length: the camera is not calibrated")
+            raise ValueError(
+                "the projection matrix has no focal length: the camera is not calibrated"
+            )
         return cls(
             fx=fx,
             fy=float(p_left[5]),

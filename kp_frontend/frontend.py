@@ -117,7 +117,9 @@ class StereoPipeline(nn.Module):
         self.size = (height, width)
         self.pad = (0, -width % STRIDE, 0, -height % STRIDE)  # right and below: positions stay
         self.count, self.radius, self.border = (
-            config.max_keypoints, config.nms_radius, config.border,
+            config.max_keypoints,
+            config.nms_radius,
+            config.border,
         )
 
     def forward(
@@ -154,8 +156,13 @@ class StereoPipeline(nn.Module):
             grey[0, 0], grey[1, 0], xy[0], xy[1][right_row.clamp(min=0)]
         )
         before_row = match_temporal(
-            xy[0], valid[0], descriptors[0],
-            before_xy, before_scores > 0, before_descriptors, settings[6:9],
+            xy[0],
+            valid[0],
+            descriptors[0],
+            before_xy,
+            before_scores > 0,
+            before_descriptors,
+            settings[6:9],
         )
         return xy, scores, descriptors, right_row, similarity, disparity, sigma, before_row
 
@@ -240,9 +247,16 @@ class StereoFrontend:
             found.append(Features(xy[i][:n], scores[i][:n], descriptors[i][:n], ids[:n]))
         end = time.perf_counter()
         return StereoFeatures(
-            width, height, *found,
-            left_index.astype(np.uint32), right_index.astype(np.uint32),
-            disparity[left_index], sigma[left_index], similarity[left_index], points, calibration,
+            width,
+            height,
+            *found,
+            left_index.astype(np.uint32),
+            right_index.astype(np.uint32),
+            disparity[left_index],
+            sigma[left_index],
+            similarity[left_index],
+            points,
+            calibration,
             {
                 "prepare": 1e3 * (prepared - begin),
                 "compute": 1e3 * (computed - prepared),
@@ -273,10 +287,14 @@ class StereoFrontend:
             pipeline = StereoPipeline(self.network, self.config, height, width).eval()
             self.reset()
             example = (
-                np.zeros((2, height, width), np.uint8), self._settings(width, None), *self._before
+                np.zeros((2, height, width), np.uint8),
+                self._settings(width, None),
+                *self._before,
             )
             tensors = tuple(torch.from_numpy(a) for a in example)
-            self._backend = make_backend(self.config.backend, pipeline, tensors, self.config.threads)
+            self._backend = make_backend(
+                self.config.backend, pipeline, tensors, self.config.threads
+            )
             self._size = (height, width)
         return self._backend
 
@@ -291,8 +309,14 @@ class StereoFrontend:
         return np.array(
             [
                 c.score_threshold,
-                c.row_tolerance, farthest - slack, nearest + slack, c.min_similarity, c.min_margin,
-                c.max_motion if c.max_motion else -1.0, c.track_similarity, 0.0,
+                c.row_tolerance,
+                farthest - slack,
+                nearest + slack,
+                c.min_similarity,
+                c.min_margin,
+                c.max_motion if c.max_motion else -1.0,
+                c.track_similarity,
+                0.0,
             ],
             np.float32,
         )

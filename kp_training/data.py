@@ -45,8 +45,9 @@ class PairDataset(Dataset):
     for the photometric changes.
     """
 
-    def __init__(self, labels: Labels, indices: np.ndarray, samples: int, seed: int,
-                 config: ViewConfig) -> None:
+    def __init__(
+        self, labels: Labels, indices: np.ndarray, samples: int, seed: int, config: ViewConfig
+    ) -> None:
         self.labels, self.indices, self.samples = labels, indices, samples
         self.seed, self.config = seed, config
 
@@ -75,9 +76,10 @@ class PairDataset(Dataset):
             "noise": rng.random((2, 8), np.float32),
         }
 
-    def _cut(self, image: np.ndarray, keypoints: np.ndarray,
-             rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """A canvas-sized part of the image at a random place, with its keypoints; maybe mirrored."""
+    def _cut(
+        self, image: np.ndarray, keypoints: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A canvas-sized part of an image somewhere, with its keypoints, maybe mirrored."""
         size = self.config.canvas
         x = rng.integers(max(image.shape[1] - size, 0) + 1)
         y = rng.integers(max(image.shape[0] - size, 0) + 1)
@@ -91,8 +93,9 @@ class PairDataset(Dataset):
             keypoints = keypoints * np.float32([-1, 1, 1]) + np.float32([image.shape[1] - 1, 0, 0])
         return image, keypoints
 
-    def _geometry(self, height: int, width: int,
-                  rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _geometry(
+        self, height: int, width: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
         c = self.config
         low, high = c.zoom
         high = max(low, min(high, 1.05 * width / c.width, 1.05 * height / c.height))

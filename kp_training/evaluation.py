@@ -10,7 +10,8 @@ descriptors without epipolar help):
 - `repeatability`, `repeatability_1px`: share of left keypoints, whose true place lies in the right
   image, with a right keypoint within 3 px (1 px) of it.
 - `descriptor_map`: area under the precision-recall curve of the nearest-neighbour matches ranked
-  by descriptor distance (DeTone et al., 2018).
+  by descriptor distance (DeTone et al., 2018); recall counts the left keypoints with a right
+  keypoint within 3 px of their true place.
 - `inference_ms`: detection and description of one image.
 """
 
@@ -54,12 +55,23 @@ def read_disparity(path: Path, scale: float) -> np.ndarray:
     Raises:
         ValueError: the file cannot be read.
     """
-    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    stored = _read_pfm(path) if path.suffix == ".pfm" else cv2.imread(str(path), -1)
     if stored is None:
         raise ValueError(f"{path} cannot be read as a disparity map")
     disparity = stored.astype(np.float32) / scale
     disparity[~np.isfinite(disparity) | (disparity <= 0)] = np.nan
     return disparity
+
+
+def _read_pfm(path: Path) -> np.ndarray | None:
+    """A one-channel PFM as it is stored; OpenCV would divide by the scale in its header."""
+    with path.open("rb") as file:
+        kind, size, scale = (file.readline().split() for _ in range(3))
+        values = np.frombuffer(file.read(), "<f4" if float(scale[0]) < 0 else ">f4")
+    width, height = map(int, size)
+    if kind != [b"Pf"] or values.size != width * height:
+        return None
+    return values.reshape(height, width)[::-1]
 
 
 def load_scenes(folder: Path) -> tuple[list[Scene], list[str]]:
@@ -125,7 +137,9 @@ def orb_method(most: int) -> Method:
 
     def method(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         keypoints, descriptors = orb.detectAndCompute(image, None)
-        return cv2.KeyPoint.convert(keypoints), np.unpackbits(descriptors, axis=1).astype(np.float32)
+        return cv2.KeyPoint.convert(keypoints), np.unpackbits(descriptors, axis=1).astype(
+            np.float32
+        )
 
     return method
 
@@ -161,18 +175,22 @@ def scene_metrics(scene: Scene, left: tuple, right: tuple) -> dict[str, float]:
         "disparity_error_px": float(np.median(error[right_one & mutual])),
         "repeatability": float((apart <= 3).mean()),
         "repeatability_1px": float((apart <= 1).mean()),
-        "descriptor_map": average_precision(right_one[ranked]),
+        "descriptor_map": average_precision(right_one[ranked], int((apart <= 3).sum())),
     }
 
 
-def average_precision(correct: np.ndarray) -> float:
-    """Area under the precision-recall curve of matches in ranked order, (N,) bool."""
+def average_precision(correct: np.ndarray, possible: int) -> float:
+    """Area under the precision-recall curve of matches in ranked order.
+
+    Args:
+        correct: (N,) bool, best match first.
+        possible: number of correct matches that there could be.
+    """
     if not correct.any():
         return 0.0
     hits = np.cumsum(correct)
     precision = hits / np.arange(1, len(correct) + 1)
-    recall = hits / hits[-1]
-    return float(np.trapezoid(precision, recall))
+    return float(precision[correct].sum() / max(possible, hits[-1]))
 
 
 def evaluate_middlebury(folder: Path, methods: list[str], most: int = 2048) -> dict:
@@ -198,7 +216,8 @@ def evaluate_middlebury(folder: Path, methods: list[str], most: int = 2048) -> d
                 found.append(method(image))
                 took.append(1e3 * (time.perf_counter() - begin))
             rows[scene.name] = {
-                **scene_metrics(scene, *found), "inference_ms": float(np.mean(took))
+                **scene_metrics(scene, *found),
+                "inference_ms": float(np.mean(took)),
             }
         results[name] = {
             metric: {

@@ -3,9 +3,9 @@
 Labels are computed once for a folder of images, in parallel, and kept in one `.npz` file: `paths`
 (relative to the folder), `start` (the first keypoint of each image, and the total), and for each
 keypoint `xy` (float32, pixels, centre of the top-left pixel at (0, 0)), `response`, `size` and
-`repeat`, the share of random views of the image in which SIFT finds the keypoint again. Training on
-that share instead of a plain yes teaches the detector to prefer what survives a change of view (the
-idea of SuperPoint's homographic adaptation, applied to SIFT).
+`repeat`, the share of random views of the image in which SIFT finds the keypoint again. Training
+leaves out what does not survive a change of view (the idea of SuperPoint's homographic adaptation,
+applied to SIFT).
 """
 
 from __future__ import annotations

@@ -50,6 +50,7 @@ class TrainConfig:
     descriptor_weight: float = 1.0
     correspondences: int = 400
     jitter: float = 0.5
+    lowest_repeat: float = 0.5
     validate_every: int = 250
     seed: int = 0
     views: ViewConfig = field(default_factory=ViewConfig)
@@ -102,8 +103,8 @@ def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tenso
         places.append(place)
         seen.append(visible & ~candidates.isnan().any(-1))
         labels = slice(0, keypoints.shape[1])
-        weight = keypoints[..., 2].nan_to_num(0) * seen[-1][:, labels]
-        targets.append(keypoint_target(place[:, labels], weight, height, width))
+        sure = (keypoints[..., 2] >= config.lowest_repeat) & seen[-1][:, labels]
+        targets.append(keypoint_target(place[:, labels], sure.float(), height, width))
     both = seen[0] & seen[1]
     order = (torch.rand(both.shape, device=both.device) + both).topk(config.correspondences, 1)
     chosen = order.indices[..., None].expand(-1, -1, 2)
@@ -142,7 +143,10 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def save_checkpoint(
-    path: Path, ema: AveragedModel, network: KeypointNetwork, optimizer: torch.optim.Optimizer,
+    path: Path,
+    ema: AveragedModel,
+    network: KeypointNetwork,
+    optimizer: torch.optim.Optimizer,
     progress: dict[str, Any],
 ) -> None:
     """Write network, averaged network, optimiser and progress to one file, atomically."""
@@ -150,8 +154,9 @@ def save_checkpoint(
     tensors |= {f"ema.{k}": v for k, v in ema.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
-    tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
-               for k, v in tensors.items()}
+    tensors = {
+        k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()
+    }
     save_file(tensors, str(path) + ".part", metadata={"progress": json.dumps(progress)})
     os.replace(str(path) + ".part", path)
 
@@ -221,11 +226,16 @@ def train(config: TrainConfig, images: Path, out: Path, device: str, workers: in
 
     data = dataset(~held_out, config.steps * config.batch, config.seed)
     rest = Subset(data, range(step * config.batch, len(data)))
-    loader = iter(DataLoader(rest, config.batch, num_workers=workers, persistent_workers=workers > 0))
+    loader = iter(
+        DataLoader(rest, config.batch, num_workers=workers, persistent_workers=workers > 0)
+    )
     checks = DataLoader(dataset(held_out, 4 * config.batch, config.seed + 1), config.batch)
     bar = Progress(
-        TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(),
-        TextColumn("{task.description}"), TimeRemainingColumn(), console=console,
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+        console=console,
         disable=not console.is_terminal,
     )
     with bar, (out / "log.jsonl").open("a") as log:
@@ -254,16 +264,23 @@ def train(config: TrainConfig, images: Path, out: Path, device: str, workers: in
             step, seen = step + 1, seen + 2 * config.batch
             if step % 25 == 0:
                 took = time.perf_counter() - since
-                row = {"step": step, "loss": loss.item(), **{k: v.item() for k, v in parts.items()},
-                       "images_per_s": seen / took, "data_wait": waited / took}
+                row = {
+                    "step": step,
+                    "loss": loss.item(),
+                    **{k: v.item() for k, v in parts.items()},
+                    "images_per_s": seen / took,
+                    "data_wait": waited / took,
+                }
                 log.write(json.dumps(row) + "\n")
                 log.flush()
                 bar.update(task, completed=step, description=_describe(row))
                 since, waited, seen = time.perf_counter(), 0.0, 0
             if step % config.validate_every == 0 or step == config.steps:
                 row = {"step": step, **validate(ema.module, checks, config, device)}
-                log.write(json.dumps({f"validation_{k}" if k != "step" else k: v
-                                      for k, v in row.items()}) + "\n")
+                log.write(
+                    json.dumps({f"validation_{k}" if k != "step" else k: v for k, v in row.items()})
+                    + "\n"
+                )
                 log.flush()
                 console.print(f"step {step}, held-out images: {_describe(row)}")
                 if row["loss"] < best:
@@ -301,8 +318,12 @@ def _labels(images: Path, out: Path, console: Console) -> Labels:
 
 
 def _describe(row: dict[str, float]) -> str:
-    words = [f"loss {row['loss']:.3f}", f"detector {row['detector']:.3f}",
-             f"descriptor {row['descriptor']:.3f}", f"matched {row['matched']:.2f}"]
+    words = [
+        f"loss {row['loss']:.3f}",
+        f"detector {row['detector']:.3f}",
+        f"descriptor {row['descriptor']:.3f}",
+        f"matched {row['matched']:.2f}",
+    ]
     if "images_per_s" in row:
         words += [f"{row['images_per_s']:.0f} images/s", f"waiting {row['data_wait']:.0%}"]
     return "  ".join(words)

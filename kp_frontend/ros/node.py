@@ -245,7 +245,7 @@ class StereoNode(Node):
         self.sequence += 1
         self.accounts.ended()
 
-    def _grey(self, name: str, image: Image):  # noqa: ANN202  a numpy array, (H, W) uint8
+    def _grey(self, name: str, image: Image):
         if image.width * image.height == 0:
             raise ValueError(f"the {name} image is empty")
         if len(image.data) < image.step * image.height:

@@ -61,7 +61,9 @@ class CvBridge:
                 f"does not fit {len(data)} bytes"
             )
         rows = data[: img_msg.step * img_msg.height].reshape(img_msg.height, img_msg.step)
-        image = rows[:, :row].view(dtype) if img_msg.step == row else rows[:, :row].copy().view(dtype)
+        image = (
+            rows[:, :row].view(dtype) if img_msg.step == row else rows[:, :row].copy().view(dtype)
+        )
         image = image.astype(dtype.newbyteorder("="), copy=False)
         if channels > 1:
             image = image.reshape(img_msg.height, img_msg.width, channels)

@@ -18,13 +18,13 @@ class SimpleFilter:
     def __init__(self) -> None:
         self.callbacks: dict[int, tuple[Callable[..., None], tuple[Any, ...]]] = {}
 
-    def registerCallback(self, callback: Callable[..., None], *args: Any) -> int:  # noqa: N802, ANN401
+    def registerCallback(self, callback: Callable[..., None], *args: Any) -> int:
         """Call `callback(*messages, *args)` for each message; returns a number that names it."""
         number = len(self.callbacks)
         self.callbacks[number] = (callback, args)
         return number
 
-    def signalMessage(self, *messages: Any) -> None:  # noqa: N802, ANN401
+    def signalMessage(self, *messages: Any) -> None:
         """Call all callbacks."""
         for callback, args in self.callbacks.values():
             callback(*messages, *args)
@@ -39,7 +39,7 @@ class Subscriber(SimpleFilter):
         msg_type: type,
         topic: str,
         qos_profile: QoSProfile | int = 10,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> None:
         super().__init__()
         self.node, self.topic = node, topic
@@ -47,7 +47,7 @@ class Subscriber(SimpleFilter):
             msg_type, topic, self.signalMessage, qos_profile, **kwargs
         )
 
-    def getTopic(self) -> str:  # noqa: N802
+    def getTopic(self) -> str:
         """The topic as it was asked for."""
         return self.topic
 
@@ -67,14 +67,14 @@ class TimeSynchronizer(SimpleFilter):
         for queue, source in zip(self.queues, fs, strict=True):
             source.registerCallback(self.add, queue)
 
-    def add(self, message: Any, queue: dict[int, Any]) -> None:  # noqa: ANN401
+    def add(self, message: Any, queue: dict[int, Any]) -> None:
         """Take a message of one filter; signals every set that is complete."""
         with self.lock:
             stamp = self._store(message, queue)
             if all(stamp in other for other in self.queues):
                 self._signal([stamp] * len(self.queues))
 
-    def _store(self, message: Any, queue: dict[int, Any]) -> int:  # noqa: ANN401
+    def _store(self, message: Any, queue: dict[int, Any]) -> int:
         stamp = Time.from_msg(message.header.stamp).nanoseconds
         queue[stamp] = message
         while len(queue) > self.queue_size:
@@ -102,7 +102,7 @@ class ApproximateTimeSynchronizer(TimeSynchronizer):
         super().__init__(fs, queue_size)
         self.slop = round(slop * 1e9)
 
-    def add(self, message: Any, queue: dict[int, Any]) -> None:  # noqa: ANN401
+    def add(self, message: Any, queue: dict[int, Any]) -> None:
         """Take a message of one filter; signals the nearest set that it completes."""
         with self.lock:
             stamp = self._store(message, queue)

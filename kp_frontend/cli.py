@@ -1,0 +1,126 @@
+"""`kp`: one command for everything.
+
+Modules are imported where they are used: `kp evaluate` needs no ROS, `kp demo` no training code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from kp_frontend.demo import run_demo
+
+    run_demo(arguments.out, arguments.frames, arguments.rate)
+
+
+def _node(arguments: argparse.Namespace) -> None:
+    from kp_frontend.ros.node import main as run_node
+
+    sys.exit(run_node(arguments.ros_args))
+
+
+def _label(arguments: argparse.Namespace) -> None:
+    from kp_training.labels import label_folder
+
+    labels, unreadable = label_folder(arguments.images, arguments.out)
+    for path in unreadable:
+        print(f"left out, cannot be read: {path}")
+    print(f"{len(labels)} images, {len(labels.xy)} keypoints: {arguments.out}")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from kp_training.train import load_config, train
+
+    config = load_config(arguments.config)
+    print(train(config, arguments.images, arguments.out, arguments.device, arguments.workers))
+
+
+def _middlebury(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from kp_training.evaluation import evaluate_middlebury
+
+    metrics = evaluate_middlebury(
+        arguments.folder, arguments.methods.split(","), arguments.max_keypoints
+    )
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    names = list(metrics["methods"])
+    table = Table("metric", *names, title=f"mean over {len(metrics['scenes'])} scenes")
+    for metric in metrics["methods"][names[0]]:
+        means = (metrics["methods"][name][metric]["mean"] for name in names)
+        table.add_row(metric, *(f"{m:.3f}" if m < 10 else f"{m:.0f}" for m in means))
+    console = Console()
+    console.print(table)
+    for reason in metrics["protocol"]["skipped"]:
+        console.print(f"skipped: {reason}")
+    console.print(f"written: {arguments.out / 'metrics.json'}", soft_wrap=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kp", description="Stereo feature front end for ROS 2.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(group, name: str, text: str, example: str, run) -> argparse.ArgumentParser:  # noqa: ANN001
+        command = group.add_parser(
+            name, help=text, description=text, epilog=f"example: kp {example}"
+        )
+        command.set_defaults(run=run)
+        return command
+
+    demo = add(commands, "demo", "replay a real stereo pair through the real node and measure",
+               "demo --out demo_out", _demo)  # fmt: skip
+    demo.add_argument("--out", type=Path, default=Path("demo_out"), help="folder for the results")
+    demo.add_argument("--frames", type=int, default=100, help="pairs to send (default 100)")
+    demo.add_argument("--rate", type=float, default=10.0, help="pairs a second (default 10)")
+
+    node = add(commands, "node", "run the node; what follows goes to ROS",
+               "node --ros-args -p model:=tiny -r left/image:=/stereo/left/image_rect", _node)  # fmt: skip
+    node.add_argument("ros_args", nargs=argparse.REMAINDER, help="--ros-args ...")
+
+    label = add(commands, "label", "compute SIFT pseudo-labels of a folder of images",
+                "label images/ --out labels.npz", _label)  # fmt: skip
+    label.add_argument("images", type=Path, help="folder, searched in all depths")
+    label.add_argument("--out", type=Path, required=True, help=".npz file to write")
+
+    train = add(commands, "train", "train a network, or go on with a run that was stopped",
+                "train --config release --images images/ --out runs/tiny", _train)  # fmt: skip
+    train.add_argument("--config", default="release", help="recipe by name, or a YAML file")
+    train.add_argument("--images", type=Path, required=True, help="folder of training images")
+    train.add_argument("--out", type=Path, required=True, help="the run's folder")
+    train.add_argument("--device", default="cpu", help="torch device (default cpu)")
+    train.add_argument("--workers", type=int, default=1, help="processes that read images")
+
+    evaluate = commands.add_parser("evaluate", help="measure how good the features are")
+    kinds = evaluate.add_subparsers(required=True, metavar="KIND")
+    middlebury = add(kinds, "middlebury", "stereo pairs with ground truth disparity",
+                     "evaluate middlebury scenes/ --out out --methods tiny,sift,orb", _middlebury)  # fmt: skip
+    middlebury.add_argument("folder", type=Path, help="folder with scenes.json")
+    middlebury.add_argument("--out", type=Path, required=True, help="folder for metrics.json")
+    middlebury.add_argument("--methods", default="tiny,sift,orb",
+                            help="comma-separated: sift, orb, a network's name or weights file")  # fmt: skip
+    middlebury.add_argument("--max-keypoints", type=int, default=2048)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; a user's mistake ends in one line and exit status 1."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        print(f"kp: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

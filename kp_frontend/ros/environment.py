@@ -1,0 +1,33 @@
+"""Where the package's files are, and the environment that its processes run in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
+
+
+def share_folder() -> Path:
+    """Installed launch and config files of kp_frontend."""
+    return Path(get_package_share_directory("kp_frontend"))
+
+
+def with_dds_profile(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment with our shared-memory profile, unless the user has one of his own."""
+    result = dict(environment)
+    names = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+    if not any(name in result for name in names):
+        result |= dict.fromkeys(names, str(share_folder() / "config" / "fastdds_shm.xml"))
+    return result
+
+
+def typestore() -> Typestore:
+    """ROS 2 Jazzy's message types and ours, for reading and writing bags."""
+    store = get_typestore(Stores.ROS2_JAZZY)
+    folder = Path(get_package_share_directory("kp_msgs")) / "msg"
+    for path in sorted(folder.glob("*.msg")):
+        store.register(get_types_from_msg(path.read_text(), f"kp_msgs/msg/{path.stem}"))
+    return store
