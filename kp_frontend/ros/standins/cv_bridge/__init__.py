@@ -55,12 +55,12 @@ class CvBridge:
         data = np.frombuffer(img_msg.data, np.uint8)
         if row == 0 or img_msg.height == 0:
             raise CvBridgeError(f"an image of {img_msg.width}x{img_msg.height} pixels is empty")
-        if img_msg.step < row or len(data) < img_msg.step * img_msg.height:
+        if img_msg.step < row or len(data) != img_msg.step * img_msg.height:
             raise CvBridgeError(
                 f"{img_msg.width}x{img_msg.height} {img_msg.encoding} with step {img_msg.step} "
                 f"does not fit {len(data)} bytes"
             )
-        rows = data[: img_msg.step * img_msg.height].reshape(img_msg.height, img_msg.step)
+        rows = data.reshape(img_msg.height, img_msg.step)
         image = (
             rows[:, :row].view(dtype) if img_msg.step == row else rows[:, :row].copy().view(dtype)
         )
@@ -77,6 +77,8 @@ class CvBridge:
         Raises:
             CvBridgeError: an encoding that is unknown or does not fit the array.
         """
+        if not isinstance(cvim, np.ndarray) or cvim.ndim not in (2, 3) or cvim.size == 0:
+            raise CvBridgeError(f"no image: {type(cvim).__name__} {np.shape(cvim)}")
         channels = 1 if cvim.ndim == 2 else cvim.shape[2]
         if encoding == "passthrough":
             names = {("u1", 1): "8UC1", ("u1", 3): "8UC3", ("u2", 1): "16UC1", ("f4", 1): "32FC1"}
@@ -87,7 +89,9 @@ class CvBridge:
         message.height, message.width = cvim.shape[:2]
         message.is_bigendian = sys.byteorder == "big"
         message.step = message.width * channels * cvim.dtype.itemsize
-        message.data = array("B", np.ascontiguousarray(cvim).tobytes())
+        message.data = array("B")  # anything else is checked value by value
+        native = cvim.astype(cvim.dtype.newbyteorder("="), copy=False)
+        message.data.frombytes(np.ascontiguousarray(native).data.cast("B"))
         return message
 
 

@@ -7,6 +7,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rclpy.clock import ROSClock
+from rclpy.duration import Duration
+from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.time import Time
@@ -18,10 +21,10 @@ class SimpleFilter:
     def __init__(self) -> None:
         self.callbacks: dict[int, tuple[Callable[..., None], tuple[Any, ...]]] = {}
 
-    def registerCallback(self, callback: Callable[..., None], *args: Any) -> int:
-        """Call `callback(*messages, *args)` for each message; returns a number that names it."""
+    def registerCallback(self, cb: Callable[..., None], *args: Any) -> int:
+        """Call `cb(*messages, *args)` for each message; returns a number that names it."""
         number = len(self.callbacks)
-        self.callbacks[number] = (callback, args)
+        self.callbacks[number] = (cb, args)
         return number
 
     def signalMessage(self, *messages: Any) -> None:
@@ -56,7 +59,7 @@ class TimeSynchronizer(SimpleFilter):
     """Brings messages of several filters with equal stamps together.
 
     Each filter's newest `queue_size` messages wait for their partners; the one with the oldest
-    stamp goes first.
+    stamp is given up first, even if it is the newest to arrive.
     """
 
     def __init__(self, fs: Sequence[SimpleFilter], queue_size: int) -> None:
@@ -75,11 +78,14 @@ class TimeSynchronizer(SimpleFilter):
                 self._signal([stamp] * len(self.queues))
 
     def _store(self, message: Any, queue: dict[int, Any]) -> int:
-        stamp = Time.from_msg(message.header.stamp).nanoseconds
+        stamp = self._stamp(message)
         queue[stamp] = message
         while len(queue) > self.queue_size:
             del queue[min(queue)]
         return stamp
+
+    def _stamp(self, message: Any) -> int:
+        return Time.from_msg(message.header.stamp).nanoseconds
 
     def _signal(self, stamps: Sequence[int]) -> None:
         self.signalMessage(
@@ -88,7 +94,11 @@ class TimeSynchronizer(SimpleFilter):
 
 
 class ApproximateTimeSynchronizer(TimeSynchronizer):
-    """Brings messages together whose stamps differ by at most `slop` seconds, nearest first."""
+    """Brings messages together whose stamps differ by less than `slop` seconds, nearest first.
+
+    A message without a header is dropped with a warning, or with `allow_headerless` takes the
+    time of its arrival as its stamp.
+    """
 
     def __init__(
         self,
@@ -97,19 +107,38 @@ class ApproximateTimeSynchronizer(TimeSynchronizer):
         slop: float,
         allow_headerless: bool = False,
     ) -> None:
-        if allow_headerless:
-            raise ValueError("messages without a header cannot be synchronised here")
         super().__init__(fs, queue_size)
-        self.slop = round(slop * 1e9)
+        self.slop = Duration(seconds=slop)
+        self.allow_headerless = allow_headerless
 
     def add(self, message: Any, queue: dict[int, Any]) -> None:
-        """Take a message of one filter; signals the nearest set that it completes."""
+        """Take a message of one filter; signals the nearest set that it completes.
+
+        Of several sets that of the nearest message in the first filter goes, then in the second
+        and so on. Only the new message's partners count: the rest was looked at when it came.
+        """
+        if not hasattr(getattr(message, "header", None), "stamp") and not self.allow_headerless:
+            get_logger("message_filters_approx").warning(
+                f"dropped a {type(message).__name__}: it has no stamp and allow_headerless is off"
+            )
+            return
+        slop = self.slop.nanoseconds
         with self.lock:
             stamp = self._store(message, queue)
+            if stamp not in queue:  # older than all that wait in a full queue
+                return
             near = [
-                [stamp] if other is queue else [s for s in other if abs(s - stamp) <= self.slop]
+                [stamp] if other is queue else sorted(other, key=lambda s: abs(s - stamp))
                 for other in self.queues
             ]
-            sets = [s for s in itertools.product(*near) if max(s) - min(s) <= self.slop]
-            if stamp in queue and sets:
-                self._signal(min(sets, key=lambda s: sum(abs(t - stamp) for t in s)))
+            near = [[s for s in stamps if abs(s - stamp) < slop] for stamps in near]
+            for stamps in itertools.product(*near):
+                if max(stamps) - min(stamps) < slop:
+                    self._signal(stamps)
+                    return
+
+    def _stamp(self, message: Any) -> int:
+        if not hasattr(getattr(message, "header", None), "stamp"):
+            return ROSClock().now().nanoseconds
+        stamp = message.header.stamp
+        return stamp.nanoseconds if isinstance(stamp, Time) else super()._stamp(message)
