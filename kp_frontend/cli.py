@@ -74,23 +74,43 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    demo = add(commands, "demo", "replay a real stereo pair through the real node and measure",
-               "demo --out demo_out", _demo)  # fmt: skip
+    demo = add(
+        commands,
+        "demo",
+        "replay a real stereo pair through the real node and measure",
+        "demo --out demo_out",
+        _demo,
+    )
     demo.add_argument("--out", type=Path, default=Path("demo_out"), help="folder for the results")
     demo.add_argument("--frames", type=int, default=100, help="pairs to send (default 100)")
     demo.add_argument("--rate", type=float, default=10.0, help="pairs a second (default 10)")
 
-    node = add(commands, "node", "run the node; what follows goes to ROS",
-               "node --ros-args -p model:=tiny -r left/image:=/stereo/left/image_rect", _node)  # fmt: skip
+    node = add(
+        commands,
+        "node",
+        "run the node; what follows goes to ROS",
+        "node --ros-args -p model:=tiny -r left/image:=/stereo/left/image_rect",
+        _node,
+    )
     node.add_argument("ros_args", nargs=argparse.REMAINDER, help="--ros-args ...")
 
-    label = add(commands, "label", "compute SIFT pseudo-labels of a folder of images",
-                "label images/ --out labels.npz", _label)  # fmt: skip
+    label = add(
+        commands,
+        "label",
+        "compute SIFT pseudo-labels of a folder of images",
+        "label images/ --out labels.npz",
+        _label,
+    )
     label.add_argument("images", type=Path, help="folder, searched in all depths")
     label.add_argument("--out", type=Path, required=True, help=".npz file to write")
 
-    train = add(commands, "train", "train a network, or go on with a run that was stopped",
-                "train --config release --images images/ --out runs/tiny", _train)  # fmt: skip
+    train = add(
+        commands,
+        "train",
+        "train a network, or go on with a run that was stopped",
+        "train --config release --images images/ --out runs/tiny",
+        _train,
+    )
     train.add_argument("--config", default="release", help="recipe by name, or a YAML file")
     train.add_argument("--images", type=Path, required=True, help="folder of training images")
     train.add_argument("--out", type=Path, required=True, help="the run's folder")
@@ -99,12 +119,20 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="measure how good the features are")
     kinds = evaluate.add_subparsers(required=True, metavar="KIND")
-    middlebury = add(kinds, "middlebury", "stereo pairs with ground truth disparity",
-                     "evaluate middlebury scenes/ --out out --methods tiny,sift,orb", _middlebury)  # fmt: skip
+    middlebury = add(
+        kinds,
+        "middlebury",
+        "stereo pairs with ground truth disparity",
+        "evaluate middlebury scenes/ --out out --methods tiny,sift,orb",
+        _middlebury,
+    )
     middlebury.add_argument("folder", type=Path, help="folder with scenes.json")
     middlebury.add_argument("--out", type=Path, required=True, help="folder for metrics.json")
-    middlebury.add_argument("--methods", default="tiny,sift,orb",
-                            help="comma-separated: sift, orb, a network's name or weights file")  # fmt: skip
+    middlebury.add_argument(
+        "--methods",
+        default="tiny,sift,orb",
+        help="comma-separated: sift, orb, a network's name or weights file",
+    )
     middlebury.add_argument("--max-keypoints", type=int, default=2048)
     return parser
 

@@ -195,7 +195,10 @@ def run_demo(out: Path, frames: int = 100, rate: float = 10.0) -> dict:
     rclpy.init()
     listener = Listener()
     parameters = str(share_folder() / "config" / "stereo.yaml")
-    node_command = ("kp_frontend.ros.node", "--ros-args", "--params-file", parameters)
+    node_command = (
+        *("kp_frontend.ros.node", "--ros-args", "--params-file", parameters),
+        *("-p", "reliable:=true"),  # what the table counts is then the node, not the network
+    )
     replay_command = ("kp_frontend.demo", "--frames", str(frames), "--rate", str(rate))
     begin = time.monotonic()
     with (

@@ -134,7 +134,8 @@ def refine_disparity(
         place = right_xy + shift[:, None] * along
         residual = normalised(windows(right, place, PATCH_RADIUS))[0] - template
         shift = shift - (slope * residual).sum((1, 2)) / energy
-    noise = residual.square().mean((1, 2))
+    # One grey level of sensor noise at least, so that flat windows are not called exact.
+    noise = residual.square().mean((1, 2)) + spread.flatten() ** -2
     good = (shift.abs() <= REFINE_LIMIT) & (noise < 1.0)
     coarse = left_xy[:, 0] - right_xy[:, 0]
     sigma = (noise / energy).sqrt().clamp(0.01, SIGMA_UNKNOWN)

@@ -10,6 +10,7 @@ applied to SIFT).
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -123,7 +124,8 @@ def label_folder(
         ValueError: no readable image.
     """
     paths = find_images(folder)
-    with ProcessPoolExecutor() as pool:
+    # Spawned, not forked: a fork inherits the locks of OpenCV's and torch's threads.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         results: Iterator[np.ndarray | None] = pool.map(
             partial(_label_file, most=most, views=views),
             paths,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,9 +12,14 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 
-def share_folder() -> Path:
-    """Installed launch and config files of kp_frontend."""
-    return Path(get_package_share_directory("kp_frontend"))
+def share_folder(package: str = "kp_frontend") -> Path:
+    """Installed files (launch, config, message definitions) of a package.
+
+    Where no ROS environment is sourced they are beside the running Python's own.
+    """
+    if "AMENT_PREFIX_PATH" in os.environ:
+        return Path(get_package_share_directory(package))
+    return Path(sys.prefix) / "share" / package
 
 
 def with_dds_profile(environment: Mapping[str, str]) -> dict[str, str]:
@@ -27,7 +34,7 @@ def with_dds_profile(environment: Mapping[str, str]) -> dict[str, str]:
 def typestore() -> Typestore:
     """ROS 2 Jazzy's message types and ours, for reading and writing bags."""
     store = get_typestore(Stores.ROS2_JAZZY)
-    folder = Path(get_package_share_directory("kp_msgs")) / "msg"
+    folder = share_folder("kp_msgs") / "msg"
     for path in sorted(folder.glob("*.msg")):
         store.register(get_types_from_msg(path.read_text(), f"kp_msgs/msg/{path.stem}"))
     return store

@@ -1,0 +1,152 @@
+"""Shared by all tests: a real stereo pair, and a real node process to talk to over DDS."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+import rclpy
+import skimage.data
+from diagnostic_msgs.msg import DiagnosticArray
+from kp_msgs.msg import StereoFeatures
+from sensor_msgs.msg import CameraInfo, Image
+
+from kp_frontend.ros import standins
+
+standins.put_on_path()
+from cv_bridge import CvBridge  # noqa: E402
+
+DOMAIN = 60 + os.getpid() % 40  # of this test run, so that parallel runs do not hear each other
+
+
+@pytest.fixture(scope="session")
+def pair() -> tuple[np.ndarray, np.ndarray]:
+    """A real rectified pair, (240, 320) uint8 each."""
+    left, right, _ = skimage.data.stereo_motorcycle()
+    return tuple(
+        np.ascontiguousarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[120:360, 200:520])
+        for image in (left, right)
+    )
+
+
+class NodeProcess:
+    """The node in a process of its own, with publishers and subscribers for its topics."""
+
+    def __init__(self, domain: int, *parameters: str) -> None:
+        environment = os.environ | {
+            "ROS_DOMAIN_ID": str(domain),
+            "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        }
+        os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+        arguments = [word for p in parameters for word in ("-p", p)]
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "kp_frontend.ros.node", "--ros-args", *arguments],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=domain)
+        self.node = rclpy.create_node("test", context=self.context)
+        self.executor = rclpy.executors.SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.publishers = {
+            f"{side}/{name}": self.node.create_publisher(kind, f"{side}/{name}", 10)
+            for side in ("left", "right")
+            for name, kind in (("image", Image), ("camera_info", CameraInfo))
+        }
+        self.features: list[StereoFeatures] = []
+        self.counts: dict[str, int] = {}
+        self.status = ""
+        self.node.create_subscription(
+            StereoFeatures, "kp_frontend/features", self.features.append, 10
+        )
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._diagnostics, 10)
+        self.bridge = CvBridge()
+        self._stamp = 0
+        self.wait(lambda: all(p.get_subscription_count() for p in self.publishers.values()), 120)
+
+    def _diagnostics(self, message: DiagnosticArray) -> None:
+        self.status = message.status[0].message
+        self.counts = {v.key: int(v.value) for v in message.status[0].values if v.value.isdigit()}
+
+    def wait(self, ready: Callable[[], bool], seconds: float = 20.0) -> None:
+        """Handle messages until something is so."""
+        end = time.monotonic() + seconds
+        while not ready():
+            assert self.child.poll() is None, "the node died: " + self.child.stderr.read()
+            assert time.monotonic() < end, f"not so within {seconds} s; counts {self.counts}"
+            self.executor.spin_once(timeout_sec=0.05)
+
+    def image(self, side: str, pixels: np.ndarray, stamp: int, encoding: str = "mono8") -> Image:
+        message = self.bridge.cv2_to_imgmsg(pixels, encoding)
+        message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 10**9)
+        message.header.frame_id = f"{side}_optical"
+        return message
+
+    def next_stamp(self) -> int:
+        self._stamp += 100_000_000
+        return self._stamp
+
+    def send(self, **messages: Image | CameraInfo) -> None:
+        """Publish messages by topic, with `__` for the slash."""
+        for topic, message in messages.items():
+            self.publishers[topic.replace("__", "/")].publish(message)
+
+    def send_pair(self, left: np.ndarray, right: np.ndarray, encoding: str = "mono8") -> int:
+        stamp = self.next_stamp()
+        self.send(
+            left__image=self.image("left", left, stamp, encoding),
+            right__image=self.image("right", right, stamp, encoding),
+        )
+        return stamp
+
+    def expect(self, stamp: int) -> StereoFeatures:
+        """The features of the pair with this stamp."""
+
+        def found() -> list[StereoFeatures]:
+            of = [m.header.stamp for m in self.features]
+            return [
+                m
+                for m, s in zip(self.features, of, strict=True)
+                if s.sec * 10**9 + s.nanosec == stamp
+            ]
+
+        self.wait(lambda: bool(found()))
+        return found()[0]
+
+    def close(self) -> str:
+        """Interrupt the node and return what it wrote to stderr; it must end by itself."""
+        if self.child.poll() is None:
+            self.child.send_signal(signal.SIGINT)
+        try:
+            _, words = self.child.communicate(timeout=20)
+        finally:
+            if self.child.poll() is None:
+                self.child.kill()
+                self.child.wait()
+            self.executor.shutdown()
+            self.node.destroy_node()
+            rclpy.shutdown(context=self.context)
+        return words
+
+
+@pytest.fixture(scope="module")
+def stereo_node(request: pytest.FixtureRequest):
+    """A running node that has seen nothing yet; it must still run when the module's tests end."""
+    node = NodeProcess(
+        DOMAIN, "backend:=torch", "threads:=1", "image_width:=320", "image_height:=240",
+        "max_keypoints:=512", "reliable:=true",
+    )  # fmt: skip
+    yield node
+    assert node.child.poll() is None, "the node died"
+    words = node.close()
+    assert node.child.returncode == 0, words
+    assert "images: received" in words

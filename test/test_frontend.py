@@ -1,0 +1,128 @@
+"""StereoFrontend: one call, on real images and on bad ones."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kp_frontend.calibration import StereoCalibration
+from kp_frontend.frontend import FrontendConfig, StereoFrontend
+
+CONFIG = FrontendConfig(backend="torch", max_keypoints=400)
+
+
+@pytest.fixture(scope="module")
+def frontend() -> StereoFrontend:
+    return StereoFrontend(CONFIG)
+
+
+def test_results_fit_together(frontend, pair):
+    result = frontend(*pair, StereoCalibration(995, 995, 160, 120, 0.2))
+    assert (result.width, result.height) == (320, 240)
+    for features in (result.left, result.right):
+        count = len(features)
+        assert 100 < count <= 400
+        assert features.keypoints.shape == (count, 2)
+        assert features.descriptors.shape == (count, 64)
+        np.testing.assert_allclose(np.linalg.norm(features.descriptors, axis=1), 1, atol=1e-5)
+        assert (np.diff(features.scores) <= 0).all()
+        assert (features.scores > CONFIG.score_threshold).all()
+        assert (features.keypoints >= 0).all()
+        assert (features.keypoints <= [319, 239]).all()
+    assert len(result) > 50
+    assert len(set(result.left_index)) == len(set(result.right_index)) == len(result)
+    left = result.left.keypoints[result.left_index]
+    right = result.right.keypoints[result.right_index]
+    assert np.abs(left[:, 1] - right[:, 1]).max() <= CONFIG.row_tolerance
+    similarity = (
+        result.left.descriptors[result.left_index] * result.right.descriptors[result.right_index]
+    ).sum(1)
+    np.testing.assert_allclose(result.similarity, similarity, atol=1e-5)
+    np.testing.assert_array_equal(
+        result.left.track_ids[result.left_index], result.right.track_ids[result.right_index]
+    )
+
+
+def test_tracks_start_anew_after_a_reset(frontend, pair):
+    first = frontend(*pair)
+    again = frontend(*pair)
+    np.testing.assert_array_equal(first.left.track_ids, again.left.track_ids)
+    assert len(set(again.left.track_ids)) == len(again.left)
+    frontend.reset()
+    assert frontend(*pair).left.track_ids.min() == 1
+
+
+def test_depth_limits_bound_the_disparity(pair):
+    near = StereoFrontend(dataclasses.replace(CONFIG, min_depth=4.0, max_depth=10.0))
+    calibration = StereoCalibration(995, 995, 160, 120, 0.2)  # 19.9 px at 10 m, 49.75 at 4 m
+    result = near(*pair, calibration)
+    left = result.left.keypoints[result.left_index, 0]
+    coarse = left - result.right.keypoints[result.right_index, 0]
+    assert coarse.min() >= 18.8 and coarse.max() <= 50.8
+
+
+def test_openvino_agrees_with_the_reference(pair):
+    reference = StereoFrontend(CONFIG)(*pair)
+    result = StereoFrontend(dataclasses.replace(CONFIG, backend="openvino"))(*pair)
+    assert abs(len(result.left) - len(reference.left)) <= 2
+    apart = np.abs(result.left.keypoints[:, None] - reference.left.keypoints[None]).max(-1)
+    assert (apart.min(1) < 0.01).mean() > 0.99
+    assert len(result) == pytest.approx(len(reference), rel=0.02)
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_a_constant_image_gives_few_keypoints_and_no_error(frontend, value):
+    blank = np.full((240, 320), value, np.uint8)
+    result = frontend(blank, blank)
+    assert len(result.left) < 40
+    assert np.isfinite(result.disparity).all()
+
+
+@settings(deadline=None, max_examples=8)
+@given(height=st.integers(60, 130), width=st.integers(60, 130), seed=st.integers(0, 99))
+def test_any_size_and_padding_does_not_move_keypoints(height, width, seed):
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(0, 256, (2, height, width), np.uint8)
+    small = StereoFrontend(dataclasses.replace(CONFIG, max_keypoints=100, score_threshold=0.0))
+    result = small(*noise)
+    assert (result.left.keypoints <= [width - 1, height - 1]).all()
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "words"),
+    [
+        (np.zeros((240, 320)), np.zeros((240, 320), np.uint8), "left image must be"),
+        (np.zeros((240, 320), np.uint8), np.zeros((240, 320, 3), np.uint8), "right image must be"),
+        (np.zeros((240, 320), np.uint8), np.zeros((240, 300), np.uint8), "sizes must be equal"),
+        (np.zeros((10, 10), np.uint8), np.zeros((10, 10), np.uint8), "too small"),
+        (np.zeros((32, 32), np.uint8), np.zeros((32, 32), np.uint8), "more than a 32x32 image"),
+        ("left", np.zeros((240, 320), np.uint8), "left image must be"),
+    ],
+)
+def test_bad_images_are_refused(frontend, left, right, words):
+    with pytest.raises(ValueError, match=words):
+        frontend(left, right)
+
+
+def test_views_that_are_not_contiguous_work(frontend, pair):
+    straight = frontend(*pair)
+    turned = frontend(*(np.asfortranarray(image) for image in pair))
+    np.testing.assert_array_equal(straight.left.keypoints, turned.left.keypoints)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"nms_radius": 1}, {"max_keypoints": 0}, {"score_threshold": 2.0}, {"min_depth": -1.0}],
+)
+def test_bad_settings_are_refused(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        FrontendConfig(**setting)
+
+
+def test_unknown_backend_is_refused(pair):
+    with pytest.raises(ValueError, match="unknown backend"):
+        StereoFrontend(FrontendConfig(backend="abacus"))(*pair)

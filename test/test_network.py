@@ -1,0 +1,86 @@
+"""The network: shapes, sizes, and weights that are what they say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from kp_frontend.network import (
+    SIZES,
+    build_network,
+    load_network,
+    released_weights,
+    save_network,
+)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_output_shapes(size):
+    network = build_network(size).eval()
+    with torch.inference_mode():
+        logits, descriptors = network(torch.zeros(2, 1, 48, 64, dtype=torch.uint8))
+    assert logits.shape == (2, 65, 6, 8)
+    assert descriptors.shape == (2, SIZES[size].descriptor_dim, 6, 8)
+
+
+def test_cost_of_the_sizes():
+    cost = {}
+    for size in SIZES:
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            build_network(size).eval()(torch.zeros(1, 1, 480, 640, dtype=torch.uint8))
+        cost[size] = counter.get_total_flops() / 1e9
+    assert 2 <= cost["tiny"] <= 3
+    assert 30 <= cost["base"] <= 52.1  # SuperPoint's
+
+
+def test_bytes_and_floats_give_the_same():
+    network = build_network("tiny").eval()
+    image = torch.randint(0, 256, (1, 1, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        for a, b in zip(network(image), network(image.float()), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_weights_survive_saving(tmp_path):
+    network = build_network("tiny").eval()
+    save_network(network, tmp_path / "w.safetensors")
+    loaded = load_network(tmp_path / "w.safetensors")
+    assert not loaded.training
+    image = torch.randint(0, 256, (1, 1, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        for a, b in zip(network(image), loaded(image), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_released_weights_load_and_have_a_model_card():
+    assert "tiny" in released_weights()
+    for name in released_weights():
+        load_network(name)
+        from kp_frontend.network import WEIGHTS_DIR
+
+        assert "## Training data" in (WEIGHTS_DIR / f"{name}.md").read_text()
+
+
+def test_unusable_weights_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no weights"):
+        load_network("no-such-model")
+    good = tmp_path / "good.safetensors"
+    save_network(build_network("tiny"), good)
+    (tmp_path / "cut.safetensors").write_bytes(good.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="not a readable safetensors"):
+        load_network(tmp_path / "cut.safetensors")
+    (tmp_path / "text.safetensors").write_text("hello")
+    with pytest.raises(ValueError, match="not a readable safetensors"):
+        load_network(tmp_path / "text.safetensors")
+    save_file({"a": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="does not hold a keypoint network"):
+        load_network(tmp_path / "other.safetensors")
+    header = {"architecture": '{"channels": [16, 24, 64, 96], "depths": [1, 2, 3, 3], '
+              '"head_channels": 64, "descriptor_dim": 64}'}  # fmt: skip
+    save_file({"a": torch.zeros(3)}, tmp_path / "foreign.safetensors", metadata=header)
+    with pytest.raises(ValueError, match="does not fit the architecture"):
+        load_network(tmp_path / "foreign.safetensors")
+    with pytest.raises(ValueError, match="unknown network size"):
+        build_network("huge")
