@@ -22,10 +22,21 @@ def heatmap(logits: Tensor) -> Tensor:
 
 
 def max_filter(values: Tensor, radius: int) -> Tensor:
-    """Maximum over the square window of each pixel, (B, H, W); rows first, then columns."""
+    """Maximum over the square window of each pixel, (B, H, W), of values that are not negative.
+
+    Columns, then rows, each by doubling the span of a running maximum: CPU engines have no fast
+    max-pooling for images of one channel.
+    """
     side = 2 * radius + 1
-    rows = F.max_pool2d(values[:, None], (1, side), 1, (0, radius))
-    return F.max_pool2d(rows, (side, 1), 1, (radius, 0))[:, 0]
+    values = F.pad(values, (radius, radius, radius, radius))
+    for dim in (1, 2):
+        span = 1
+        while span < side:
+            step = min(span, side - span)
+            length = values.shape[dim] - step
+            values = torch.maximum(values.narrow(dim, 0, length), values.narrow(dim, step, length))
+            span += step
+    return values
 
 
 def suppress(heat: Tensor, radius: int, rounds: int = 2) -> Tensor:
@@ -57,11 +68,13 @@ def top_keypoints(heat: Tensor, count: int) -> tuple[Tensor, Tensor]:
         Scores (B, count) in falling order, 0 where there are fewer keypoints, and pixel positions
         (B, count, 2) int64, x and y.
     """
-    width = heat.shape[2]
-    best, place = F.max_pool2d(heat[:, None], BLOCK, return_indices=True)
-    scores, order = best.flatten(1).topk(count, dim=1)
-    pixel = place.flatten(1).gather(1, order)
-    return scores, torch.stack([pixel % width, pixel // width], -1)
+    blocks = F.pixel_unshuffle(heat[:, None], BLOCK)
+    columns = blocks.shape[3]
+    scores, block = blocks.amax(1).flatten(1).topk(count, dim=1)
+    inside = blocks.flatten(2).gather(2, block[:, None].expand(-1, BLOCK * BLOCK, -1)).argmax(1)
+    x = block % columns * BLOCK + inside % BLOCK
+    y = block // columns * BLOCK + inside // BLOCK
+    return scores, torch.stack([x, y], -1)
 
 
 def refine(heat: Tensor, pixels: Tensor) -> Tensor:

@@ -79,8 +79,9 @@ def match_temporal(
     Returns:
         Previous row of each row or -1, (K,) int64.
     """
-    apart = (xy[:, None] - before_xy[None]).abs().amax(-1)
-    allowed = (apart <= limits[0]) & valid[:, None] & before_valid[None]
+    apart_x = (xy[:, None, 0] - before_xy[None, :, 0]).abs()
+    apart_y = (xy[:, None, 1] - before_xy[None, :, 1]).abs()
+    allowed = (torch.maximum(apart_x, apart_y) <= limits[0]) & valid[:, None] & before_valid[None]
     return mutual_nearest(descriptors @ before_descriptors.T, allowed, limits[1], limits[2])[0]
 
 
