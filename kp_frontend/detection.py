@@ -72,8 +72,9 @@ def top_keypoints(heat: Tensor, count: int) -> tuple[Tensor, Tensor]:
     columns = blocks.shape[3]
     scores, block = blocks.amax(1).flatten(1).topk(count, dim=1)
     inside = blocks.flatten(2).gather(2, block[:, None].expand(-1, BLOCK * BLOCK, -1)).argmax(1)
-    x = block % columns * BLOCK + inside % BLOCK
-    y = block // columns * BLOCK + inside // BLOCK
+    row, inside_row = block // columns, inside // BLOCK
+    x = (block - row * columns) * BLOCK + inside - inside_row * BLOCK
+    y = row * BLOCK + inside_row
     return scores, torch.stack([x, y], -1)
 
 
@@ -83,8 +84,8 @@ def refine(heat: Tensor, pixels: Tensor) -> Tensor:
     r = REFINE_RADIUS
     padded = F.pad(heat, (r, r, r, r))
     side, stride = 2 * r + 1, width + 2 * r
-    steps = torch.arange(side * side, device=heat.device)
-    dx, dy = steps % side, steps // side  # from the window's top left corner
+    steps = torch.arange(side, device=heat.device)  # from the window's top left corner
+    dy, dx = (grid.flatten() for grid in torch.meshgrid(steps, steps, indexing="ij"))
     corner = pixels[..., 1] * stride + pixels[..., 0]
     place = corner[..., None] + dy * stride + dx
     window = padded.flatten(1).gather(1, place.flatten(1)).reshape(place.shape)

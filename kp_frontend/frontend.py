@@ -7,16 +7,18 @@ benchmark all call `StereoFrontend`; none has a copy of any step.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kp_frontend.backends import Backend, make_backend
+from kp_frontend.backends import Backend, BackendOptions, make_backend
 from kp_frontend.calibration import StereoCalibration
 from kp_frontend.detection import detect
 from kp_frontend.matching import match_stereo, match_temporal, refine_disparity
@@ -29,9 +31,10 @@ class FrontendConfig:
 
     model: str = "tiny"  # released network, or a .safetensors file
     backend: str = "auto"  # auto, or a name of kp_frontend.backends
+    precision: str = "auto"  # of the network: auto, fp32, fp16 or bf16, where the backend has it
     threads: int = 0  # of a CPU backend; 0: one per core
     max_keypoints: int = 1024  # per image
-    score_threshold: float = 0.02  # lowest keypoint score, 0..1
+    score_threshold: float = 0.005  # lowest keypoint score, 0..1
     nms_radius: int = 4  # at least 3
     border: int = 4  # width of the frame without keypoints
     row_tolerance: float = 2.0  # a stereo match's rows may differ by this
@@ -121,6 +124,15 @@ class StereoPipeline(nn.Module):
             config.nms_radius,
             config.border,
         )
+
+    def fingerprint(self) -> str:
+        """Digest of all that the results depend on but the inputs: weights, shapes and code."""
+        digest = hashlib.sha256(repr((self.size, self.count, self.radius, self.border)).encode())
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        for module in ("frontend", "network", "detection", "matching"):
+            digest.update((Path(__file__).parent / f"{module}.py").read_bytes())
+        return digest.hexdigest()
 
     def forward(
         self,
@@ -292,9 +304,8 @@ class StereoFrontend:
                 *self._before,
             )
             tensors = tuple(torch.from_numpy(a) for a in example)
-            self._backend = make_backend(
-                self.config.backend, pipeline, tensors, self.config.threads
-            )
+            options = BackendOptions(self.config.threads, self.config.precision)
+            self._backend = make_backend(self.config.backend, pipeline, tensors, options)
             self._size = (height, width)
         return self._backend
 

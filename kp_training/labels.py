@@ -133,25 +133,42 @@ def label_folder(
             chunksize=8,
         )
         rows = list(track(results, "labelling", total=len(paths)))
-    unreadable = [path for path, r in zip(paths, rows, strict=True) if r is None]
-    good = [(path, r) for path, r in zip(paths, rows, strict=True) if r is not None]
+    return write_labels(folder, out, dict(zip(paths, rows, strict=True)))
+
+
+def write_labels(
+    folder: Path, out: Path, rows: dict[Path, np.ndarray | None]
+) -> tuple[Labels, list[Path]]:
+    """Write the labels of a folder to `out`, atomically.
+
+    Args:
+        rows: for each image (N, 5), x, y, response, size, repeat; None if it cannot be read.
+
+    Returns:
+        The labels, and the images that could not be read and were left out.
+
+    Raises:
+        ValueError: no readable image.
+    """
+    good = {path: r for path, r in rows.items() if r is not None}
     if not good:
-        raise ValueError(f"none of the {len(paths)} images below {folder} can be read")
-    table = np.concatenate([r for _, r in good])
+        raise ValueError(f"none of the {len(rows)} images below {folder} can be read")
+    table = np.concatenate(list(good.values()))
     arrays = {
-        "paths": np.array([str(path.relative_to(folder)) for path, _ in good]),
-        "start": np.cumsum([0, *(len(r) for _, r in good)]),
+        "paths": np.array([str(path.relative_to(folder)) for path in good]),
+        "start": np.cumsum([0, *(len(r) for r in good.values())]),
         "xy": table[:, :2],
         "response": table[:, 2],
         "size": table[:, 3],
         "repeat": table[:, 4],
     }
+    arrays = {k: np.float32(v) if v.dtype == np.float64 else v for k, v in arrays.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     partial_file = out.with_name(out.name + ".part")
     with partial_file.open("wb") as file:
         np.savez_compressed(file, **arrays)
     os.replace(partial_file, out)
-    return Labels(folder=folder, **arrays), unreadable
+    return Labels(folder=folder, **arrays), [path for path in rows if path not in good]
 
 
 def load_labels(folder: Path, file: Path) -> Labels:

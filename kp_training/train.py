@@ -11,6 +11,7 @@ import math
 import os
 import time
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,13 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
 
-from kp_frontend.network import CELL, KeypointNetwork, build_network, save_network
+from kp_frontend.network import (
+    CELL,
+    KeypointNetwork,
+    build_network,
+    load_network,
+    save_network,
+)
 from kp_training.data import PairDataset, ViewConfig
 from kp_training.labels import Labels, label_folder, load_labels
 from kp_training.losses import descriptor_loss, detector_loss, keypoint_target
@@ -117,12 +124,16 @@ def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tenso
 
 
 def losses(
-    network: torch.nn.Module, batch: dict[str, Tensor], config: TrainConfig
+    network: torch.nn.Module, batch: dict[str, Tensor], config: TrainConfig, bf16: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Total loss of a batch and its parts (`detector`, `descriptor`, `matched`)."""
+    """Total loss of a batch and its parts (`detector`, `descriptor`, `matched`).
+
+    With `bf16` the network alone runs in bfloat16: geometry and losses need float32.
+    """
     views = make_views(batch, config)
     images = views["images"].flatten(0, 1).contiguous(memory_format=torch.channels_last)
-    logits, descriptors = (out.float() for out in network(images))
+    with torch.autocast(images.device.type, torch.bfloat16, bf16):
+        logits, descriptors = (out.float() for out in network(images))
     detector = detector_loss(logits, views["target"].flatten(0, 1))
     points = views["points"] + torch.randn_like(views["points"]) * config.jitter
     found = sample(descriptors, (points.flatten(0, 1) + 0.5) / CELL - 0.5)
@@ -140,6 +151,11 @@ def learning_rate(step: int, config: TrainConfig) -> float:
         return config.learning_rate * (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
     return config.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+
+
+def _average(decay: float, averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+    """Exponential moving average whose span grows with the run, so that its start is forgotten."""
+    get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))(averaged, current, count)
 
 
 def save_checkpoint(
@@ -182,29 +198,46 @@ def load_checkpoint(
     return progress
 
 
-def train(config: TrainConfig, images: Path, out: Path, device: str, workers: int = 1) -> Path:
+def train(
+    config: TrainConfig,
+    images: Path,
+    out: Path,
+    device: str,
+    workers: int = 1,
+    labels_file: Path | None = None,
+    start: str | Path | None = None,
+) -> Path:
     """Train a network, or go on with a run that was stopped.
 
     Args:
         images: folder of images, searched in all depths.
         out: the run's folder; made if missing, resumed if it holds a checkpoint.
         device: torch device.
+        labels_file: labels of these images; without it SIFT's are computed and kept in `out`.
+        start: weights to start from instead of random ones, a released name or a file.
 
     Returns:
         The best weights' file.
 
     Raises:
-        ValueError: no images, or a run in `out` that was made with another recipe.
+        ValueError: no images, a run in `out` that was made with another recipe, or weights to
+            start from that are of another size of network.
         FloatingPointError: the loss is not finite; the last good checkpoint is kept.
     """
     console = Console()
     out.mkdir(parents=True, exist_ok=True)
     (out / "log.jsonl").touch()
-    labels = _labels(images, out, console)
+    labels = load_labels(images, labels_file) if labels_file else _labels(images, out, console)
     held_out = np.arange(len(labels)) % 20 == 0  # one image in twenty validates
     torch.manual_seed(config.seed)
-    network = build_network(config.size).to(device, memory_format=torch.channels_last)
-    ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    network = build_network(config.size)
+    if start is not None:
+        given = load_network(start)
+        if given.config != network.config:
+            raise ValueError(f"{start} is not a network of size {config.size}")
+        network.load_state_dict(given.state_dict())
+    network = network.to(device, memory_format=torch.channels_last)
+    ema = AveragedModel(network, multi_avg_fn=partial(_average, config.ema), use_buffers=True)
     decay = [p for p in network.parameters() if p.ndim > 1]
     no_decay = [p for p in network.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -212,6 +245,8 @@ def train(config: TrainConfig, images: Path, out: Path, device: str, workers: in
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
     )
+    # bf16 is a gain where the processor multiplies it natively.
+    bf16 = device != "cpu" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     step, best = 0, math.inf
     if (out / "last.safetensors").is_file():
         progress = load_checkpoint(out / "last.safetensors", ema, network, optimizer)
@@ -249,8 +284,7 @@ def train(config: TrainConfig, images: Path, out: Path, device: str, workers: in
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config)
             network.train()
-            with torch.autocast(torch.device(device).type, torch.bfloat16, device != "cpu"):
-                loss, parts = losses(network, batch, config)
+            loss, parts = losses(network, batch, config, bf16)
             if not torch.isfinite(loss):
                 raise FloatingPointError(
                     f"loss became {loss.item()} at step {step}; "

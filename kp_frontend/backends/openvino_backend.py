@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import tempfile
+from pathlib import Path
+
 import numpy as np
-import openvino
+import torch
 from torch import Tensor, nn
+
+from kp_frontend.backends import BackendOptions, choose_precision
+from kp_frontend.backends.agreement import check_images, reference, require
+
+HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 class OpenVinoBackend:
@@ -12,27 +21,62 @@ class OpenVinoBackend:
 
     name = "openvino"
 
-    def __init__(self, compiled: openvino.CompiledModel) -> None:
+    def __init__(self, compiled: object, precision: str) -> None:
         self.request = compiled.create_infer_request()
         self.outputs = compiled.outputs
-        kind = compiled.get_property("INFERENCE_PRECISION_HINT")
-        self.precision = {"f32": "fp32", "f16": "fp16"}.get(kind.to_string(), kind.to_string())
+        self.precision = precision
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
         results = self.request.infer(list(inputs), share_inputs=True)
         return [results[output].copy() for output in self.outputs]
 
 
-def build(pipeline: nn.Module, example: tuple[Tensor, ...], threads: int) -> OpenVinoBackend:
-    """Convert and compile for the shapes of `example`."""
-    model = openvino.convert_model(
-        pipeline, example_input=example, input=[tuple(tensor.shape) for tensor in example]
-    )
-    options: dict[str, object] = {
-        "PERFORMANCE_HINT": "LATENCY",
-        # fp32 keeps every keypoint; positions are read from a heatmap that bf16 would coarsen.
-        "INFERENCE_PRECISION_HINT": "f32",
+def unavailable() -> str | None:
+    """Why this machine cannot run it, or None."""
+    if importlib.util.find_spec("openvino") is None:
+        return "the Python package openvino is not installed"
+    return None
+
+
+def build(
+    pipeline: nn.Module, example: tuple[Tensor, ...], options: BackendOptions
+) -> OpenVinoBackend:
+    """Compile for the shapes of `example`; the conversion, which takes longest, is cached.
+
+    bf16 is taken where the processor multiplies it natively. What follows the network's last
+    convolution, and with it every coordinate, stays in fp32: OpenVINO applies the hint only to
+    what precedes it.
+    """
+    import openvino
+
+    core = openvino.Core()
+    native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    precision = choose_precision(options.precision, "bf16" if native else "fp32", tuple(HINTS))
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS[precision]}
+    if options.threads:
+        settings["INFERENCE_NUM_THREADS"] = options.threads
+    check = (torch.from_numpy(check_images(*example[0].shape[1:])), *example[1:])
+    expected = reference(pipeline, check)
+
+    def convert() -> bytes:
+        model = openvino.convert_model(torch.export.export(pipeline, example, strict=False))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.xml"
+            openvino.save_model(model, path, compress_to_fp16=False)
+            graph, weights = path.read_bytes(), path.with_suffix(".bin").read_bytes()
+        return len(graph).to_bytes(8, "little") + graph + weights
+
+    def load(stored: bytes) -> OpenVinoBackend:
+        end = 8 + int.from_bytes(stored[:8], "little")
+        model = core.read_model(stored[8:end], stored[end:])
+        backend = OpenVinoBackend(core.compile_model(model, "CPU", settings), precision)
+        require("openvino", expected, backend(*(tensor.numpy() for tensor in check)))
+        return backend
+
+    key = {
+        "backend": "openvino",
+        "pipeline": pipeline.fingerprint(),
+        "openvino": openvino.__version__,
+        "torch": torch.__version__,
     }
-    if threads:
-        options["INFERENCE_NUM_THREADS"] = threads
-    return OpenVinoBackend(openvino.Core().compile_model(model, "CPU", options))
+    return options.cache.engine(key, convert, load)

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kp_frontend.backends import BackendOptions, choose_precision
+
 
 class TorchBackend:
     """Runs the pipeline as it is written."""
@@ -21,8 +23,16 @@ class TorchBackend:
         return [tensor.numpy() for tensor in outputs]
 
 
-def build(pipeline: nn.Module, example: tuple[Tensor, ...], threads: int) -> TorchBackend:
+def unavailable() -> str | None:
+    """None: torch is always there."""
+    return None
+
+
+def build(
+    pipeline: nn.Module, example: tuple[Tensor, ...], options: BackendOptions
+) -> TorchBackend:
     """Wrap the pipeline; `threads` sets torch's process-wide number of threads."""
-    if threads:
-        torch.set_num_threads(threads)
+    choose_precision(options.precision, "fp32", ("fp32",))
+    if options.threads:
+        torch.set_num_threads(options.threads)
     return TorchBackend(pipeline)

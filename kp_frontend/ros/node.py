@@ -43,7 +43,7 @@ class NodeConfig:
     image_width: int = 640  # size that the engine is made ready for at start; any size works
     image_height: int = 480
     approximate_sync: bool = False  # pair images by nearest stamp instead of by equal stamp
-    sync_slop: float = 0.01  # seconds that the stamps of an approximate pair may differ
+    sync_slop: float = 0.01  # seconds; stamps of an approximate pair differ by less than this
     queue_size: int = 10  # images of each camera that wait for their partner
     reliable: bool = False  # ask for reliable delivery of images instead of best effort
     descriptor_type: str = "float32"  # float32, float16 or int8, in the message

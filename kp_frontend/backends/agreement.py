@@ -1,0 +1,89 @@
+"""Does an engine give what the reference gives? Checked before an engine is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# What an engine must reach. Lower precision moves weak keypoints across the top-K limit, so the
+# stronger half of the reference's is looked for.
+NEAR = 1.0  # pixels
+LEAST_SHARE = 0.97  # of these keypoints, that the engine has as well
+LEAST_COSINE = 0.98  # of their descriptors, in the median
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Share of keypoints found again within 1 px, median distance (pixels), median cosine."""
+
+    share: float
+    distance: float
+    cosine: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.share:.1%} of keypoints within {NEAR:.0f} px, median distance "
+            f"{self.distance:.3f} px, descriptors' median cosine {self.cosine:.4f}"
+        )
+
+    @property
+    def good(self) -> bool:
+        """Whether the engine may be used."""
+        return self.share >= LEAST_SHARE and self.cosine >= LEAST_COSINE
+
+
+def check_images(height: int, width: int) -> np.ndarray:
+    """A fixed pair (2, H, W) uint8 for the check: rectangles of all sizes, 8 pixels disparity."""
+    rng = np.random.default_rng(0)
+    wide = np.full((height, width + 8), 128.0)
+    for _ in range(height * width // 600):
+        y, x = rng.integers(height), rng.integers(width + 8)
+        h, w = rng.integers(3, 24, 2)
+        wide[y : y + h, x : x + w] = rng.integers(20, 236)
+    wide += rng.normal(0, 2, wide.shape)
+    grey = wide.clip(0, 255).astype(np.uint8)
+    return np.stack([grey[:, :width], grey[:, 8:]])
+
+
+def reference(pipeline: nn.Module, inputs: tuple[Tensor, ...]) -> list[np.ndarray]:
+    """What the pipeline gives as it is written, on the device where it is."""
+    device = next(pipeline.parameters()).device
+    with torch.inference_mode():
+        return [out.cpu().numpy() for out in pipeline(*(tensor.to(device) for tensor in inputs))]
+
+
+def agreement(expected: list[np.ndarray], found: list[np.ndarray]) -> Agreement:
+    """Compare two results of the pipeline: both images' keypoints and descriptors."""
+    distances, cosines = [], []
+    for side in range(2):
+        xy, scores, descriptors = (array[side] for array in expected[:3])
+        strong = np.flatnonzero(scores > 0)
+        strong = strong[: max(1, len(strong) // 2)] if len(strong) else strong
+        others = np.flatnonzero(found[1][side] > 0)
+        if not len(strong) or not len(others):
+            distances.append(np.full(len(strong), np.inf))
+            cosines.append(np.zeros(len(strong)))
+            continue
+        apart = np.linalg.norm(xy[strong, None] - found[0][side][None, others], axis=-1)
+        nearest = others[apart.argmin(1)]
+        distances.append(apart.min(1))
+        cosines.append((descriptors[strong] * found[2][side][nearest]).sum(1))
+    distance, cosine = np.concatenate(distances), np.concatenate(cosines)
+    if not len(distance):
+        return Agreement(0.0, np.inf, 0.0)
+    near = distance <= NEAR
+    return Agreement(
+        float(near.mean()),
+        float(np.median(distance)),
+        float(np.median(cosine[near])) if near.any() else 0.0,
+    )
+
+
+def require(engine: object, expected: list[np.ndarray], found: list[np.ndarray]) -> None:
+    """Raise RuntimeError unless an engine's result agrees with the reference's."""
+    result = agreement(expected, found)
+    if not result.good:
+        raise RuntimeError(f"{engine} does not agree with the reference: {result}")

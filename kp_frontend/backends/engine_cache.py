@@ -1,0 +1,100 @@
+"""Built engines on disk, so that they are built once.
+
+A file's name holds a digest of everything that the engine depends on, and its first lines repeat
+that in plain words and give a digest of the rest, so a foreign, stale, truncated or damaged file is
+recognised, said and built again, never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+MAGIC = b"kp_frontend engine 1\n"
+
+
+def default_folder() -> Path:
+    """`$KP_ENGINE_CACHE`, or `kp_frontend` in the user's cache folder."""
+    if "KP_ENGINE_CACHE" in os.environ:
+        return Path(os.environ["KP_ENGINE_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "kp_frontend"
+
+
+@dataclass(frozen=True)
+class EngineCache:
+    """A folder of engines. Nothing in it is ever unpickled."""
+
+    folder: Path = field(default_factory=default_folder)
+
+    def path(self, key: Mapping[str, str]) -> Path:
+        """Where the engine of a key is kept."""
+        digest = hashlib.sha256(_words(key)).hexdigest()[:24]
+        return self.folder / f"{key['backend']}-{digest}.engine"
+
+    def read(self, key: Mapping[str, str]) -> bytes | None:
+        """The engine of a key; None, with a warning where there is a bad file, if there is none."""
+        path = self.path(key)
+        try:
+            stored = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("engine cache cannot be read: %s", error)
+            return None
+        head, _, engine = stored.removeprefix(MAGIC).partition(b"\n\n")
+        expected = _words(key) + hashlib.sha256(engine).hexdigest().encode()
+        if not stored.startswith(MAGIC) or head != expected:
+            log.warning("%s is damaged or not ours; the engine is built again", path)
+            return None
+        return engine
+
+    def write(self, key: Mapping[str, str], engine: bytes) -> None:
+        """Keep an engine, atomically; a folder that cannot be written is a warning, no error."""
+        head = _words(key) + hashlib.sha256(engine).hexdigest().encode()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
+                file.write(MAGIC + head + b"\n\n" + engine)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(file.name, self.path(key))
+        except OSError as error:
+            log.warning("the engine could not be kept, it will be built again: %s", error)
+
+    def engine(
+        self, key: Mapping[str, str], build: Callable[[], bytes], load: Callable[[bytes], T]
+    ) -> T:
+        """The engine of a key, from disk or built.
+
+        Args:
+            key: everything that the engine depends on, in words; `backend` among it.
+            build: makes the serialised engine.
+            load: makes it ready and checks it; raises `RuntimeError` if it must not be used.
+
+        Raises:
+            RuntimeError: the engine that was just built is refused.
+        """
+        stored = self.read(key)
+        if stored is not None:
+            try:
+                return load(stored)
+            except RuntimeError as error:
+                log.warning("%s is not used, built again: %s", self.path(key), error)
+        built = build()
+        ready = load(built)
+        self.write(key, built)
+        return ready
+
+
+def _words(key: Mapping[str, str]) -> bytes:
+    return json.dumps(dict(key), sort_keys=True).encode() + b"\n"

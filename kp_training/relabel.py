@@ -1,0 +1,116 @@
+"""Second-round labels: where a trained network itself fires, whatever the view.
+
+The network's heatmap is averaged over random homographies and lights of each image, and the peaks
+of the average become keypoints (homographic adaptation: DeTone et al., "SuperPoint", 2018). Their
+`repeat` is the share of those views in which the network has a keypoint at the same place, so
+training can leave out, or prefer, as it does with SIFT's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch.nn import functional as F
+
+from kp_frontend.detection import heatmap, max_filter, refine, suppress, top_keypoints
+from kp_frontend.network import STRIDE, KeypointNetwork, load_network
+from kp_training.labels import Labels, find_images, write_labels
+from kp_training.views import photometric, sample, transform
+
+BORDER = 6  # of a view, pixels, in which responses do not count: the network sees its edge there
+SAME = 1  # rows and columns within which a keypoint of a view is the same
+LOWEST_PEAK = 0.005  # of the averaged heatmap, that is labelled
+
+
+def random_views(height: int, width: int, count: int, rng: np.random.Generator) -> Tensor:
+    """Homographies image -> view, (count, 3, 3) float32; the first is the identity."""
+    corners = np.float32([[0, 0], [width, 0], [width, height], [0, height]])
+    matrices = [np.eye(3)]
+    for _ in range(count - 1):
+        scale = np.exp(rng.uniform(-0.3, 0.2))
+        turn = cv2.getRotationMatrix2D((width / 2, height / 2), rng.uniform(-20, 20), scale)
+        moved = corners @ turn[:, :2].T + turn[:, 2]
+        moved += rng.uniform(-0.1, 0.1, (4, 2)) * [width, height]
+        matrices.append(cv2.getPerspectiveTransform(corners, np.float32(moved)))
+    return torch.from_numpy(np.float32(matrices))
+
+
+@torch.inference_mode()
+def adapted_keypoints(
+    network: KeypointNetwork, image: Tensor, views: int, most: int, seed: int
+) -> np.ndarray:
+    """Keypoints of one image, (N, 4) float32: x, y, averaged heat, repeat, strongest first.
+
+    Args:
+        image: (H, W) float in 0..255, H and W multiples of 16.
+        views: random views, the image itself among them.
+        most: N at most.
+    """
+    height, width = image.shape
+    rng = np.random.default_rng(seed)
+    to_view = random_views(height, width, views, rng).to(image.device)
+    rows, columns = torch.meshgrid(
+        *(torch.arange(n, device=image.device, dtype=torch.float32) for n in (height, width)),
+        indexing="ij",
+    )
+    pixels = torch.stack([columns, rows], -1).reshape(1, -1, 2).expand(views, -1, -1)
+    source = transform(torch.linalg.inv(to_view), pixels)
+    seen = sample(image.expand(views, 1, -1, -1), source).reshape(views, 1, height, width)
+    seen[1:] = photometric(
+        seen[1:], torch.from_numpy(rng.random((views - 1, 8), np.float32)).to(image.device)
+    )
+    bf16 = image.device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    with torch.autocast(image.device.type, torch.bfloat16, bf16):
+        logits = network(seen.contiguous(memory_format=torch.channels_last))[0]
+    heat = heatmap(logits)
+    peaks = (suppress(heat, 4) > LOWEST_PEAK).float()
+    maps = torch.stack([heat, max_filter(peaks, SAME)], 1)
+    place = transform(to_view, pixels)
+    back = sample(maps, place).reshape(views, 2, height, width)
+    size = place.new_tensor([width, height])
+    inside = ((place >= BORDER) & (place <= size - 1 - BORDER)).all(-1)
+    inside = inside.reshape(views, height, width)
+    count = inside.sum(0)
+    mean, again = ((back * inside[:, None]).sum(0) / count.clamp(min=1)).unbind(0)
+    mean = torch.where(count >= views // 3, mean, 0.0)[None]
+    scores, peak = top_keypoints(suppress(mean, 4), min(most, height * width // 16))
+    xy = refine(mean, peak)
+    repeat = again.flatten()[peak[0, :, 1] * width + peak[0, :, 0]]
+    table = torch.cat([xy[0], scores[0, :, None], repeat[:, None]], 1).cpu().numpy()
+    return table[table[:, 2] > LOWEST_PEAK]
+
+
+def relabel_folder(
+    folder: Path,
+    out: Path,
+    model: str | Path,
+    device: str = "cpu",
+    views: int = 12,
+    most: int = 2000,
+    seed: int = 0,
+) -> tuple[Labels, list[Path]]:
+    """Label every image below a folder with a network's own keypoints; see `label_folder`.
+
+    Raises:
+        ValueError: no readable image, or weights that cannot be used.
+    """
+    network = load_network(model).to(device, memory_format=torch.channels_last)
+    rows: dict[Path, np.ndarray | None] = {}
+    for i, path in enumerate(track(find_images(folder), description="labelling")):
+        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        rows[path] = None
+        if image is None:
+            continue
+        grey = torch.from_numpy(image).to(device).float()
+        height, width = grey.shape
+        padded = F.pad(grey[None], (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")[0]
+        found = adapted_keypoints(network, padded, views, most, seed + i)
+        found = found[(found[:, 0] < width) & (found[:, 1] < height)]
+        size = np.full(len(found), 8.0)  # a network's keypoints have none; what NMS keeps apart
+        rows[path] = np.column_stack([found[:, :3], size, found[:, 3]])
+    return write_labels(folder, out, rows)
