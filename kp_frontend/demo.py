@@ -13,6 +13,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,7 +177,7 @@ def process(*command: str, environment: dict[str, str], log: Path) -> Iterator[s
 
 
 def run_demo(out: Path, frames: int = 100, rate: float = 10.0) -> dict:
-    """Run the demo and write overlay.png, stream.gif, stream.mcap and demo.json to `out`.
+    """Run the demo and write overlay.png, stream.gif, bag and demo.json to `out`.
 
     Returns:
         The numbers of the table, as in demo.json.
@@ -226,12 +227,12 @@ def run_demo(out: Path, frames: int = 100, rate: float = 10.0) -> dict:
         raise RuntimeError(f"no features came; the node's words are in {out / 'node.log'}")
     numbers = measure(listener, frames)
     draw(listener, out)
-    write_bag(listener, out / "stream.mcap")
+    write_bag(listener, out / "bag")
     (out / "demo.json").write_text(json.dumps(numbers, indent=1) + "\n")
     console.print(table(numbers))
     console.print(
         f"Look at {out / 'overlay.png'} (matches by depth), {out / 'stream.gif'} (the stream) and "
-        f"{out / 'stream.mcap'} (ros2 bag info {out / 'stream.mcap'}).",
+        f"{out / 'bag'} (ros2 bag info {out / 'bag'}).",
         soft_wrap=True,
     )
     return numbers
@@ -367,13 +368,13 @@ def draw(listener: Listener, out: Path) -> None:
     )
 
 
-def write_bag(listener: Listener, path: Path) -> None:
-    """Write what was received, inputs and outputs, as one MCAP file."""
+def write_bag(listener: Listener, folder: Path) -> None:
+    """Write what was received, inputs and outputs, as a bag: a folder with an MCAP file."""
     from rosbags.rosbag2 import StoragePlugin, Writer  # only here: the node needs no bags
 
     store = typestore()
-    folder = path.with_suffix(".bag.part")
-    _remove_bag(folder)
+    if (folder / "metadata.yaml").is_file():  # a bag of an earlier run
+        shutil.rmtree(folder)
     with Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
         connections = {
             topic: writer.add_connection(
@@ -385,16 +386,6 @@ def write_bag(listener: Listener, path: Path) -> None:
         }
         for topic, stamp, raw in listener.recorded:
             writer.write(connections[topic], stamp, raw)
-    (recording,) = folder.glob("*.mcap")
-    os.replace(recording, path)
-    _remove_bag(folder)
-
-
-def _remove_bag(folder: Path) -> None:
-    if folder.is_dir():
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
 
 
 def main() -> None:

@@ -294,16 +294,16 @@ class StereoFrontend:
             )
         return np.stack([left, right])
 
+    def blank_inputs(self, width: int) -> tuple[np.ndarray, ...]:
+        """The pipeline's inputs beside the images, without calibration and previous pair."""
+        self.reset()
+        return (self._settings(width, None), *self._before)
+
     def _backend_for(self, height: int, width: int) -> Backend:
         if self._backend is None or self._size != (height, width):
             pipeline = StereoPipeline(self.network, self.config, height, width).eval()
-            self.reset()
-            example = (
-                np.zeros((2, height, width), np.uint8),
-                self._settings(width, None),
-                *self._before,
-            )
-            tensors = tuple(torch.from_numpy(a) for a in example)
+            blank = np.zeros((2, height, width), np.uint8)
+            tensors = tuple(torch.from_numpy(a) for a in (blank, *self.blank_inputs(width)))
             options = BackendOptions(self.config.threads, self.config.precision)
             self._backend = make_backend(self.config.backend, pipeline, tensors, options)
             self._size = (height, width)

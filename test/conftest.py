@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -22,6 +23,10 @@ from kp_frontend.ros import standins
 
 standins.put_on_path()
 from cv_bridge import CvBridge  # noqa: E402
+
+# Engines that tests build stay out of the user's cache, but are shared by the tests' processes.
+_CACHE = tempfile.TemporaryDirectory(prefix="kp_engines_")
+os.environ["KP_ENGINE_CACHE"] = _CACHE.name
 
 DOMAIN = 60 + os.getpid() % 40  # of this test run, so that parallel runs do not hear each other
 

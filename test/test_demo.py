@@ -27,7 +27,7 @@ def test_demo_measures_and_leaves_its_files(tmp_path):
     assert numbers["matches_within_3px"] > 0.8
     assert cv2.imread(str(tmp_path / "overlay.png")).shape == (960, 1280, 3)
     assert PilImage.open(tmp_path / "stream.gif").n_frames > 1
-    with AnyReader([tmp_path / "stream.mcap"], default_typestore=typestore()) as bag:
+    with AnyReader([tmp_path / "bag"], default_typestore=typestore()) as bag:
         counts = {c.topic: c.msgcount for c in bag.connections}
         assert counts["/left/image"] == counts["/right/camera_info"] == 12
         assert counts["/kp_frontend/features"] == numbers["pairs_processed"]

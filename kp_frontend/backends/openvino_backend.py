@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,10 @@ def build(
     expected = reference(pipeline, check)
 
     def convert() -> bytes:
-        model = openvino.convert_model(torch.export.export(pipeline, example, strict=False))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch about its own export
+            graph = torch.export.export(pipeline, example, strict=False)
+            model = openvino.convert_model(graph)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.xml"
             openvino.save_model(model, path, compress_to_fp16=False)

@@ -1,0 +1,227 @@
+"""Engines: the cache, agreement with the reference, and what TensorRT is given."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch._decomp import get_decompositions
+from torch._export.utils import _collect_all_valid_cia_ops_for_aten_namespace, _get_decomp_for_cia
+
+from kp_frontend.backends import BACKENDS, BackendOptions, backend_module, make_backend
+from kp_frontend.backends.agreement import agreement, check_images, reference
+from kp_frontend.backends.engine_cache import EngineCache
+from kp_frontend.backends.tensorrt_backend import export
+from kp_frontend.frontend import FrontendConfig, StereoFrontend, StereoPipeline
+
+HEIGHT, WIDTH = 96, 128
+KEY = {"backend": "test", "weights": "abc"}
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> tuple[StereoPipeline, tuple[torch.Tensor, ...]]:
+    """A small pipeline and inputs for it."""
+    frontend = StereoFrontend(FrontendConfig(backend="torch", max_keypoints=64))
+    pipe = StereoPipeline(frontend.network, frontend.config, HEIGHT, WIDTH).eval()
+    inputs = (check_images(HEIGHT, WIDTH), *frontend.blank_inputs(WIDTH))
+    return pipe, tuple(torch.from_numpy(array) for array in inputs)
+
+
+def test_an_engine_is_built_once_and_kept(tmp_path):
+    cache, built = EngineCache(tmp_path / "new"), []
+
+    def build() -> bytes:
+        built.append(1)
+        return b"engine\n\nbytes"
+
+    for _ in range(2):
+        assert cache.engine(KEY, build, bytes) == b"engine\n\nbytes"
+    assert len(built) == 1
+    assert cache.read(KEY | {"weights": "abd"}) is None
+    assert [p.suffix for p in (tmp_path / "new").iterdir()] == [".engine"]  # nothing half-written
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda good: good[:-1],
+        lambda good: good[:10],
+        lambda good: b"",
+        lambda good: good[:-1] + b"x",
+        lambda good: good.replace(b'"abc"', b'"abd"'),
+        lambda good: b"something else",
+    ],
+    ids=["cut", "cut in the head", "empty", "flipped", "of other weights", "foreign"],
+)
+def test_a_bad_file_is_said_and_built_again(tmp_path, caplog, damage):
+    cache = EngineCache(tmp_path)
+    cache.write(KEY, b"engine")
+    file = cache.path(KEY)
+    good = file.read_bytes()
+    file.write_bytes(damage(good))
+    with caplog.at_level(logging.WARNING):
+        assert cache.engine(KEY, lambda: b"engine", bytes) == b"engine"
+    assert "built again" in caplog.text
+    assert file.read_bytes() == good
+
+
+def test_an_engine_that_fails_its_check_is_built_again(tmp_path, caplog):
+    cache = EngineCache(tmp_path)
+    cache.write(KEY, b"stale")
+
+    def load(stored: bytes) -> bytes:
+        if stored == b"stale":
+            raise RuntimeError("does not agree")
+        return stored
+
+    assert cache.engine(KEY, lambda: b"new", load) == b"new"
+    assert "does not agree" in caplog.text
+    assert cache.read(KEY) == b"new"
+    with pytest.raises(RuntimeError, match="does not agree"):
+        cache.engine(KEY | {"weights": "x"}, lambda: b"stale", load)
+    assert cache.read(KEY | {"weights": "x"}) is None
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, caplog):
+    (tmp_path / "file").write_text("not a folder")
+    assert EngineCache(tmp_path / "file").engine(KEY, lambda: b"engine", bytes) == b"engine"
+    assert "could not be kept" in caplog.text
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "torch"])
+def test_backend_agrees_with_the_reference(pipeline, tmp_path, backend, caplog):
+    reason = backend_module(backend).unavailable()
+    if reason:
+        pytest.skip(f"{backend}: {reason}")
+    pipe, inputs = pipeline
+    expected = reference(pipe, inputs)
+    options = BackendOptions(cache=EngineCache(tmp_path))
+    for _ in range(2):  # built, then from the cache
+        engine = make_backend(backend, pipe, inputs, options)
+        found = engine(*(tensor.numpy() for tensor in inputs))
+        assert [a.shape for a in found] == [a.shape for a in expected]
+        assert agreement(expected, found).good
+    assert not caplog.records
+
+
+def test_agreement_notices_what_it_should(pipeline):
+    pipe, inputs = pipeline
+    expected = reference(pipe, inputs)
+    assert agreement(expected, expected).share == 1.0
+    assert agreement(expected, expected).cosine == pytest.approx(1.0, abs=1e-5)
+    for part, change in ((0, 3.0), (2, 0.5)):  # keypoints moved, descriptors turned
+        wrong = [array.copy() for array in expected]
+        wrong[part] += np.float32(change)
+        if part == 2:
+            wrong[2] /= np.linalg.norm(wrong[2], axis=-1, keepdims=True)
+        assert not agreement(expected, wrong).good
+    nothing = [array.copy() for array in expected]
+    nothing[1][:] = 0
+    assert not agreement(expected, nothing).good
+
+
+def test_openvino_refuses_an_engine_that_does_not_agree(pipeline, tmp_path):
+    """An engine of other weights under this pipeline's name is found out by the check."""
+    pipe, inputs = pipeline
+    options = BackendOptions(cache=EngineCache(tmp_path))
+    make_backend("openvino", pipe, inputs, options)
+    torch.manual_seed(0)
+    other = StereoPipeline(
+        type(pipe.network)(pipe.network.config), FrontendConfig(max_keypoints=64), HEIGHT, WIDTH
+    ).eval()
+    other.fingerprint = pipe.fingerprint  # a lie
+    (stored,) = tmp_path.iterdir()
+    before = stored.read_bytes()
+    make_backend("openvino", other, inputs, options)
+    assert stored.read_bytes() != before
+
+
+def test_an_impossible_choice_is_refused(pipeline):
+    pipe, inputs = pipeline
+    with pytest.raises(ValueError, match="unknown backend 'abacus'"):
+        make_backend("abacus", pipe, inputs, BackendOptions())
+    with pytest.raises(ValueError, match="unknown precision 'fp7'"):
+        make_backend("torch", pipe, inputs, BackendOptions(precision="fp7"))
+    with pytest.raises(ValueError, match="only fp32"):
+        make_backend("torch", pipe, inputs, BackendOptions(precision="bf16"))
+
+
+def test_auto_takes_the_next_backend_and_says_why_once(pipeline, tmp_path, caplog, monkeypatch):
+    pipe, inputs = pipeline
+    module = backend_module("openvino")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no luck today")
+
+    monkeypatch.setattr(module, "build", fail)
+    for name in ("tensorrt", "cuda"):
+        monkeypatch.setattr(backend_module(name), "unavailable", lambda: "no GPU")
+    engine = make_backend("auto", pipe, inputs, BackendOptions(cache=EngineCache(tmp_path)))
+    assert engine.name == "torch"
+    assert caplog.text.count("no luck today") == 1
+
+
+def test_tensorrt_converts_every_operator(pipeline):
+    """The exported graph after torch-tensorrt's own lowering has only operators it converts."""
+    known = json.loads((Path(__file__).parent / "data/tensorrt_operators.json").read_text())
+
+    def operators(names: list[str]) -> list:
+        found = []
+        for name in names:
+            place = torch.ops
+            for part in name.split("."):
+                place = getattr(place, part, None)
+            if place is not None:
+                found.append(place)
+        return found
+
+    disabled = set(operators(known["disabled_decompositions"]))
+    table = dict(get_decompositions(operators(known["enabled_decompositions"])))
+    for op in _collect_all_valid_cia_ops_for_aten_namespace():
+        if op not in disabled:
+            table[op] = _get_decomp_for_cia(op)
+    pipe, inputs = pipeline
+    graph = export(pipe, inputs, "fp16").run_decompositions(table).graph
+    used = {
+        str(node.target)
+        for node in graph.nodes
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+    }
+    able = set(known["converters"]) | set(known["own_decompositions"])
+    removed = {"aten._assert_tensor_metadata.default"}  # by a lowering pass
+    missing = {
+        name
+        for name in used - removed
+        if name not in able and name.rpartition(".")[0] not in able  # a converter of all overloads
+    }
+    assert len(used) > 20
+    assert not missing
+
+
+def test_tensorrt_is_left_out_with_a_reason_where_it_is_missing():
+    if importlib.util.find_spec("tensorrt"):
+        pytest.skip("TensorRT is installed here")
+    reason = backend_module("tensorrt").unavailable()
+    assert "tensorrt" in reason
+    frontend = StereoFrontend(FrontendConfig(backend="tensorrt", max_keypoints=64))
+    with pytest.raises(ValueError, match="not installed"):
+        frontend.warm_up(HEIGHT, WIDTH)
+
+
+def test_the_fingerprint_follows_weights_and_settings(pipeline):
+    pipe, _ = pipeline
+    config = FrontendConfig(max_keypoints=64)
+    same = StereoPipeline(pipe.network, config, HEIGHT, WIDTH)
+    assert same.fingerprint() == pipe.fingerprint()
+    for changed in (
+        StereoPipeline(pipe.network, config, HEIGHT, WIDTH + 16),
+        StereoPipeline(pipe.network, dataclasses.replace(config, nms_radius=5), HEIGHT, WIDTH),
+        StereoPipeline(type(pipe.network)(pipe.network.config), config, HEIGHT, WIDTH),
+    ):
+        assert changed.fingerprint() != pipe.fingerprint()
