@@ -35,7 +35,7 @@ class FrontendConfig:
     threads: int = 0  # of a CPU backend; 0: one per core
     max_keypoints: int = 1024  # per image
     score_threshold: float = 0.005  # lowest keypoint score, 0..1
-    nms_radius: int = 4  # at least 3
+    nms_radius: int = 3  # at least 2; 4 spreads keypoints more, but fewer of them match
     border: int = 4  # width of the frame without keypoints
     row_tolerance: float = 2.0  # a stereo match's rows may differ by this
     min_depth: float = 0.1  # metres; bounds the disparity when calibrated
@@ -49,7 +49,7 @@ class FrontendConfig:
         for name, low, high in (
             ("max_keypoints", 2, 65536),
             ("score_threshold", 0, 1),
-            ("nms_radius", 3, 64),
+            ("nms_radius", 2, 64),
             ("border", 0, math.inf),
             ("threads", 0, 1024),
             ("row_tolerance", 0, math.inf),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+FAR = 1e6  # where rows without a keypoint are put, pixels
 PATCH_RADIUS = 4  # of the window compared by the disparity refinement, pixels
 REFINE_STEPS = 3  # Gauss-Newton steps of the disparity refinement
 REFINE_LIMIT = 1.5  # farthest the refinement may move a match, pixels
@@ -31,11 +32,12 @@ def mutual_nearest(
         For each left row the matching right row or -1, (K,) int64, and the similarity, (K,).
     """
     scores = torch.where(allowed, similarity, -2.0)
-    nearest, columns = scores.topk(2, dim=1)
-    best, column = nearest[:, 0], columns[:, 0]
+    best, column = scores.max(1)
+    others = torch.where(scores == best[:, None], -2.0, scores)
+    second = torch.where((scores == best[:, None]).sum(1) > 1, best, others.amax(1))
     back = scores.argmax(0)
     rows = torch.arange(scores.shape[0], device=scores.device)
-    good = (back[column] == rows) & (best >= lowest) & (best - nearest[:, 1] >= margin)
+    good = (back[column] == rows) & (best >= lowest) & (best - second >= margin)
     return torch.where(good, column, -1), best
 
 
@@ -55,10 +57,12 @@ def match_stereo(
         Right row of each left row or -1, (K,) int64, and the similarity, (K,).
     """
     row_tolerance, smallest, largest = limits[0], limits[1], limits[2]
-    disparity = xy[0, :, None, 0] - xy[1, None, :, 0]
-    rows_apart = (xy[0, :, None, 1] - xy[1, None, :, 1]).abs()
-    allowed = (rows_apart <= row_tolerance) & (disparity >= smallest) & (disparity <= largest)
-    allowed = allowed & valid[0, :, None] & valid[1, None, :]
+    # Invalid rows go out of everyone's reach, to different places on the left and on the right.
+    x, y = torch.where(valid[..., None], xy, xy.new_tensor([[[FAR]], [[-FAR]]])).unbind(-1)
+    rows_apart = (y[0, :, None] - y[1]).abs() - row_tolerance
+    middle, half = (largest + smallest) / 2, (largest - smallest) / 2
+    off_range = ((x[0] - middle)[:, None] - x[1]).abs() - half
+    allowed = torch.maximum(rows_apart, off_range) <= 0
     return mutual_nearest(descriptors[0] @ descriptors[1].T, allowed, limits[3], limits[4])
 
 
@@ -79,9 +83,10 @@ def match_temporal(
     Returns:
         Previous row of each row or -1, (K,) int64.
     """
-    apart_x = (xy[:, None, 0] - before_xy[None, :, 0]).abs()
-    apart_y = (xy[:, None, 1] - before_xy[None, :, 1]).abs()
-    allowed = (torch.maximum(apart_x, apart_y) <= limits[0]) & valid[:, None] & before_valid[None]
+    x, y = torch.where(valid[:, None], xy, FAR).unbind(-1)
+    before_x, before_y = torch.where(before_valid[:, None], before_xy, -FAR).unbind(-1)
+    apart = torch.maximum((x[:, None] - before_x).abs(), (y[:, None] - before_y).abs())
+    allowed = apart <= limits[0]
     return mutual_nearest(descriptors @ before_descriptors.T, allowed, limits[1], limits[2])[0]
 
 

@@ -32,6 +32,7 @@ from scipy.spatial.distance import cdist
 from torch.nn import functional as F
 
 from kp_frontend.detection import detect
+from kp_frontend.frontend import FrontendConfig
 from kp_frontend.network import STRIDE, load_network
 
 # A method: grey uint8 image (H, W) -> keypoints (N, 2) float, descriptors (N, D) float32 for which
@@ -105,15 +106,18 @@ def load_scenes(folder: Path) -> tuple[list[Scene], list[str]]:
 
 def network_method(model: str, most: int) -> Method:
     """A network's keypoints as the front end detects them, by released name or weights file."""
-    network = load_network(model)
+    network = load_network(model).to(memory_format=torch.channels_last)
+    settings = FrontendConfig()
 
     @torch.inference_mode()
     def method(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         height, width = image.shape
         grey = torch.from_numpy(image)[None, None].float()
         padded = F.pad(grey, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
-        blocks = padded.shape[2] * padded.shape[3] // 16
-        found = detect(*network(padded), (height, width), min(most, blocks), radius=4, border=4)
+        count = min(most, padded.shape[2] * padded.shape[3] // 16)
+        found = detect(
+            *network(padded), (height, width), count, settings.nms_radius, settings.border
+        )
         xy, scores, descriptors = (tensor[0].numpy() for tensor in found)
         return xy[scores > 0], descriptors[scores > 0]
 

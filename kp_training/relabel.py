@@ -17,13 +17,21 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from kp_frontend.detection import heatmap, max_filter, refine, suppress, top_keypoints
+from kp_frontend.detection import (
+    block_peaks,
+    block_side,
+    heatmap,
+    refine,
+    suppress,
+    top_keypoints,
+)
 from kp_frontend.network import STRIDE, KeypointNetwork, load_network
 from kp_training.labels import Labels, find_images, write_labels
 from kp_training.views import photometric, sample, transform
 
 BORDER = 6  # of a view, pixels, in which responses do not count: the network sees its edge there
-SAME = 1  # rows and columns within which a keypoint of a view is the same
+SAME = 1.5  # pixels within which a keypoint of a view is the same
+NMS_RADIUS = 3  # pixels
 LOWEST_PEAK = 0.005  # of the averaged heatmap, that is labelled
 
 
@@ -68,21 +76,37 @@ def adapted_keypoints(
     with torch.autocast(image.device.type, torch.bfloat16, bf16):
         logits = network(seen.contiguous(memory_format=torch.channels_last))[0]
     heat = heatmap(logits)
-    peaks = (suppress(heat, 4) > LOWEST_PEAK).float()
-    maps = torch.stack([heat, max_filter(peaks, SAME)], 1)
     place = transform(to_view, pixels)
-    back = sample(maps, place).reshape(views, 2, height, width)
-    size = place.new_tensor([width, height])
-    inside = ((place >= BORDER) & (place <= size - 1 - BORDER)).all(-1)
-    inside = inside.reshape(views, height, width)
+    back = sample(heat[:, None], place).reshape(views, height, width)
+    inside = _inside(place, height, width).reshape(views, height, width)
     count = inside.sum(0)
-    mean, again = ((back * inside[:, None]).sum(0) / count.clamp(min=1)).unbind(0)
+    mean = (back * inside).sum(0) / count.clamp(min=1)
     mean = torch.where(count >= views // 3, mean, 0.0)[None]
-    scores, peak = top_keypoints(suppress(mean, 4), min(most, height * width // 16))
+    most = min(most, height * width // 16)
+    scores, peak = _strongest(mean, most)
     xy = refine(mean, peak)
-    repeat = again.flatten()[peak[0, :, 1] * width + peak[0, :, 0]]
+    # Who is found again: keypoints of each view, moved back to the image.
+    view_scores, view_peaks = _strongest(heat, most)
+    view_xy = transform(torch.linalg.inv(to_view), refine(heat, view_peaks))
+    view_xy = torch.where(view_scores[..., None] > LOWEST_PEAK, view_xy, 1e6)
+    everywhere = xy.expand(views, -1, -1)
+    again = torch.cdist(everywhere, view_xy).amin(2) <= SAME
+    visible = _inside(transform(to_view, everywhere), height, width)
+    repeat = (again & visible).sum(0) / visible.sum(0).clamp(min=1)
     table = torch.cat([xy[0], scores[0, :, None], repeat[:, None]], 1).cpu().numpy()
     return table[table[:, 2] > LOWEST_PEAK]
+
+
+def _strongest(heat: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Scores and pixels of the strongest peaks of heatmaps (B, H, W)."""
+    side = block_side(NMS_RADIUS)
+    return top_keypoints(suppress(block_peaks(heat, side), NMS_RADIUS), side, count)
+
+
+def _inside(points: Tensor, height: int, width: int) -> Tensor:
+    """Which points (B, N, 2) lie in a view, its border left out, (B, N) bool."""
+    size = points.new_tensor([width, height])
+    return ((points >= BORDER) & (points <= size - 1 - BORDER)).all(-1)
 
 
 def relabel_folder(

@@ -1,7 +1,7 @@
 """Write down which operators a torch-tensorrt wheel converts; it is read, not imported.
 
 pip download --no-deps torch-tensorrt==2.13.0
-python test/list_tensorrt_operators.py torch_tensorrt-2.13.0-*.whl >test/data/tensorrt_operators.json
+cd test && python list_tensorrt_operators.py ../torch_tensorrt-*.whl >data/tensorrt_operators.json
 """
 
 from __future__ import annotations

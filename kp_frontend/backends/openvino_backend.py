@@ -64,6 +64,8 @@ def build(
             warnings.simplefilter("ignore", FutureWarning)  # of torch about its own export
             graph = torch.export.export(pipeline, example, strict=False)
             model = openvino.convert_model(graph)
+        # Converted shapes are dynamic until fixed, and cost time in every call.
+        model.reshape({i: list(tensor.shape) for i, tensor in enumerate(example)})
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.xml"
             openvino.save_model(model, path, compress_to_fp16=False)
