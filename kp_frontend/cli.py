@@ -78,6 +78,42 @@ def _middlebury(arguments: argparse.Namespace) -> None:
     console.print(f"written: {arguments.out / 'metrics.json'}", soft_wrap=True)
 
 
+def _size(text: str) -> tuple[int, int]:
+    """Width and height from `640x480`.
+
+    Raises:
+        ValueError: it is not written so, or is absurd.
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(p.isdigit() for p in parts):
+        raise ValueError(f"{text!r} is not a size: write it as 640x480")
+    width, height = map(int, parts)
+    if not (64 <= width <= 8192 and 64 <= height <= 8192):
+        raise ValueError(f"{text}: both sides must be between 64 and 8192")
+    return width, height
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from kp_frontend.doctor import run_doctor
+
+    report = run_doctor(arguments.model, _size(arguments.size))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from kp_frontend.bench import run_bench
+
+    run_bench(
+        [_size(text) for text in arguments.sizes.split(",")],
+        arguments.methods.split(","),
+        arguments.backends.split(","),
+        arguments.rounds,
+        arguments.json,
+        not arguments.no_memory,
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kp", description="Stereo feature front end for ROS 2.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -108,6 +144,35 @@ def _parser() -> argparse.ArgumentParser:
         _node,
     )
     node.add_argument("ros_args", nargs=argparse.REMAINDER, help="--ros-args ...")
+
+    doctor = add(
+        commands,
+        "doctor",
+        "what this machine has, and which backend is taken and why",
+        "doctor --size 1280x720",
+        _doctor,
+    )
+    doctor.add_argument("--model", default="tiny", help="network's name or weights file")
+    doctor.add_argument("--size", default="640x480", help="of the images (default 640x480)")
+    doctor.add_argument("--json", type=Path, help="file to write the report to")
+
+    bench = add(
+        commands,
+        "bench",
+        "time and memory beside ORB, SIFT and a SuperPoint-shaped network",
+        "bench --sizes 640x480 --methods tiny,orb --json bench.json",
+        _bench,
+    )
+    bench.add_argument("--sizes", default="640x480,1280x720,1920x1080")
+    bench.add_argument(
+        "--methods",
+        default="tiny,base,orb,sift,superpoint_shape",
+        help="networks by name or weights file, and peers: orb, sift, superpoint_shape",
+    )
+    bench.add_argument("--backends", default="tensorrt,cuda,openvino,torch")
+    bench.add_argument("--rounds", type=int, default=30, help="calls of each (default 30)")
+    bench.add_argument("--json", type=Path, help="file to write")
+    bench.add_argument("--no-memory", action="store_true", help="leave peak memory out (faster)")
 
     label = add(
         commands,

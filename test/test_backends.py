@@ -210,7 +210,7 @@ def test_tensorrt_is_left_out_with_a_reason_where_it_is_missing():
     reason = backend_module("tensorrt").unavailable()
     assert "tensorrt" in reason
     frontend = StereoFrontend(FrontendConfig(backend="tensorrt", max_keypoints=64))
-    with pytest.raises(ValueError, match="not installed"):
+    with pytest.raises(ValueError, match="not installed: tensorrt"):
         frontend.warm_up(HEIGHT, WIDTH)
 
 

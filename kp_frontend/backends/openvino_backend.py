@@ -39,10 +39,24 @@ def unavailable() -> str | None:
     return None
 
 
-def build(
-    pipeline: nn.Module, example: tuple[Tensor, ...], options: BackendOptions
-) -> OpenVinoBackend:
-    """Compile for the shapes of `example`; the conversion, which takes longest, is cached.
+def convert(module: nn.Module, example: tuple[Tensor, ...]) -> bytes:
+    """A module of fixed shapes as OpenVINO's graph and weights in one string of bytes."""
+    import openvino
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about its own export
+        model = openvino.convert_model(torch.export.export(module, example, strict=False))
+    # Converted shapes are dynamic until fixed, and cost time in every call.
+    model.reshape({i: list(tensor.shape) for i, tensor in enumerate(example)})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.xml"
+        openvino.save_model(model, path, compress_to_fp16=False)
+        graph, weights = path.read_bytes(), path.with_suffix(".bin").read_bytes()
+    return len(graph).to_bytes(8, "little") + graph + weights
+
+
+def compile_model(stored: bytes, options: BackendOptions) -> OpenVinoBackend:
+    """Compile what `convert` gave.
 
     bf16 is taken where the processor multiplies it natively. What follows the network's last
     convolution, and with it every coordinate, stays in fp32: OpenVINO applies the hint only to
@@ -56,26 +70,22 @@ def build(
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS[precision]}
     if options.threads:
         settings["INFERENCE_NUM_THREADS"] = options.threads
+    end = 8 + int.from_bytes(stored[:8], "little")
+    model = core.read_model(stored[8:end], stored[end:])
+    return OpenVinoBackend(core.compile_model(model, "CPU", settings), precision)
+
+
+def build(
+    pipeline: nn.Module, example: tuple[Tensor, ...], options: BackendOptions
+) -> OpenVinoBackend:
+    """Compile for the shapes of `example`; the conversion, which takes longest, is cached."""
+    import openvino
+
     check = (torch.from_numpy(check_images(*example[0].shape[1:])), *example[1:])
     expected = reference(pipeline, check)
 
-    def convert() -> bytes:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of torch about its own export
-            graph = torch.export.export(pipeline, example, strict=False)
-            model = openvino.convert_model(graph)
-        # Converted shapes are dynamic until fixed, and cost time in every call.
-        model.reshape({i: list(tensor.shape) for i, tensor in enumerate(example)})
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.xml"
-            openvino.save_model(model, path, compress_to_fp16=False)
-            graph, weights = path.read_bytes(), path.with_suffix(".bin").read_bytes()
-        return len(graph).to_bytes(8, "little") + graph + weights
-
     def load(stored: bytes) -> OpenVinoBackend:
-        end = 8 + int.from_bytes(stored[:8], "little")
-        model = core.read_model(stored[8:end], stored[end:])
-        backend = OpenVinoBackend(core.compile_model(model, "CPU", settings), precision)
+        backend = compile_model(stored, options)
         require("openvino", expected, backend(*(tensor.numpy() for tensor in check)))
         return backend
 
@@ -85,4 +95,4 @@ def build(
         "openvino": openvino.__version__,
         "torch": torch.__version__,
     }
-    return options.cache.engine(key, convert, load)
+    return options.cache.engine(key, lambda: convert(pipeline, example), load)

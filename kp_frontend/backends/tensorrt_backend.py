@@ -70,7 +70,7 @@ def unavailable() -> str | None:
     """Why this machine cannot run it, or None."""
     missing = [n for n in ("tensorrt", "torch_tensorrt") if importlib.util.find_spec(n) is None]
     if missing:
-        return f"the Python package {' and '.join(missing)} is not installed"
+        return f"not installed: {' and '.join(missing)}"
     return gpu_unavailable()
 
 

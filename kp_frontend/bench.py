@@ -1,0 +1,307 @@
+"""`kp bench`: time and memory of the front end beside its peers, in one run, interleaved.
+
+Every method sees the same stereo pair, from uint8 images to matches. Rounds go through all methods
+in turn, so that what else the machine does hits them alike; compare ratios, not times. Peak memory
+is that of a process of its own which does nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import skimage.data
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kp_frontend.backends import BACKENDS, BackendOptions, backend_module, openvino_backend
+from kp_frontend.backends.torch_backend import TorchBackend
+from kp_frontend.doctor import machine
+from kp_frontend.frontend import FrontendConfig, StereoFrontend
+from kp_frontend.network import SIZES, build_network, released_weights, save_network
+
+Call = Callable[[], object]
+FEATURES = 2048  # of ORB and SIFT; the front end has its own max_keypoints
+RATIO = 0.7  # of SIFT's FLANN matches (Lowe, 2004)
+LONGEST = 60.0  # seconds that one slow method may take in all its rounds
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one stage of a method."""
+
+    method: str
+    backend: str
+    precision: str
+    size: str
+    stage: str
+    median_ms: float
+    p95_ms: float
+    peak_rss_mb: float | None
+
+
+@dataclass
+class Subject:
+    """Something to time: stages by name, `total` from images to matches."""
+
+    method: str
+    backend: str
+    precision: str
+    stages: dict[str, Call]
+
+
+def bench_pair(width: int, height: int) -> np.ndarray:
+    """Middlebury's Motorcycle (from scikit-image), cut or enlarged to a size, (2, H, W) uint8."""
+    views = skimage.data.stereo_motorcycle()[:2]
+    scale = max(1.0, width / views[0].shape[1], height / views[0].shape[0])
+    grey = [cv2.cvtColor(view, cv2.COLOR_RGB2GRAY) for view in views]
+    large = [cv2.resize(g, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC) for g in grey]
+    return np.stack([image[:height, :width] for image in large])
+
+
+class SuperPointShape(nn.Sequential):
+    """A network of SuperPoint's layers (DeTone et al., 2018), untrained: its cost, for comparison.
+
+    The heads are put side by side: the result is (B, 65 + 256, H/8, W/8).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        last = 1
+        for i, width in enumerate((64, 64, 128, 128)):
+            for _ in range(2):
+                layers += [nn.Conv2d(last, width, 3, padding=1), nn.ReLU(inplace=True)]
+                last = width
+            if i < 3:
+                layers.append(nn.MaxPool2d(2))
+        self.encoder = nn.Sequential(*layers)
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(last, 256, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(256, out, 1)
+            )
+            for out in (65, 256)
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 1, H, W) float in, the heads' outputs side by side out."""
+        x = self.encoder(image / 255)
+        return torch.cat([head(x) for head in self.heads], 1)
+
+
+def orb(images: np.ndarray) -> Subject:
+    """OpenCV's ORB and cross-checked brute force."""
+    detector = cv2.ORB_create(nfeatures=FEATURES)
+    matcher = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True)
+
+    def total() -> object:
+        left, right = (detector.detectAndCompute(image, None)[1] for image in images)
+        return matcher.match(left, right)
+
+    return Subject("orb", "opencv", "uint8", {"total": total})
+
+
+def sift(images: np.ndarray) -> Subject:
+    """OpenCV's SIFT and FLANN with the ratio test."""
+    detector = cv2.SIFT_create(nfeatures=FEATURES)
+    matcher = cv2.FlannBasedMatcher({"algorithm": 1, "trees": 5}, {"checks": 50})
+
+    def total() -> object:
+        left, right = (detector.detectAndCompute(image, None)[1] for image in images)
+        two = matcher.knnMatch(left, right, k=2)
+        return [m for m, n in two if m.distance < RATIO * n.distance]
+
+    return Subject("sift", "opencv", "fp32", {"total": total})
+
+
+def superpoint_shape(images: np.ndarray) -> Subject:
+    """The network alone, as plain torch runs it."""
+    network = SuperPointShape().eval()
+    batch = torch.from_numpy(images)[:, None].float()
+
+    def total() -> object:
+        with torch.inference_mode():
+            return network(batch)
+
+    return Subject("superpoint_shape", "torch", "fp32", {"total": total})
+
+
+def ours(method: str, backend: str, images: np.ndarray) -> Subject:
+    """The front end, and the network alone on the same engine where that can be taken apart."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = method
+        if method in SIZES and method not in released_weights():  # untrained, it costs the same
+            model = str(Path(folder) / f"{method}.safetensors")
+            torch.manual_seed(0)
+            save_network(build_network(method), model)
+        frontend = StereoFrontend(FrontendConfig(model=model, backend=backend))
+    frontend.warm_up(*images.shape[1:])
+    stages: dict[str, Call] = {}
+    height, width = images.shape[1:]
+    batch = F.pad(
+        torch.from_numpy(images)[:, None].float(), (0, -width % 16, 0, -height % 16), "replicate"
+    )
+    if backend == "torch":
+        network = TorchBackend(frontend.network)
+        stages["network"] = lambda: network(batch.numpy())
+    elif backend == "openvino":
+        engine = openvino_backend.compile_model(
+            openvino_backend.convert(frontend.network, (batch,)), BackendOptions()
+        )
+        stages["network"] = lambda: engine(batch.numpy())
+    stages["total"] = lambda: frontend(*images)
+    return Subject(Path(method).stem, backend, frontend.backend.split()[-1], stages)
+
+
+PEERS = {"orb": orb, "sift": sift, "superpoint_shape": superpoint_shape}
+
+
+def make_subject(method: str, backend: str, images: np.ndarray) -> Subject:
+    """A method on a backend, ready to be timed."""
+    return PEERS[method](images) if method in PEERS else ours(method, backend, images)
+
+
+def time_all(subjects: list[Subject], rounds: int) -> dict[tuple[int, str], list[float]]:
+    """Milliseconds of each (subject, stage), measured in turn; slow ones get fewer rounds."""
+    took: dict[tuple[int, str], list[float]] = {}
+    for i, subject in enumerate(subjects):
+        for stage, call in subject.stages.items():
+            call()  # warm
+            took[i, stage] = []
+    for _ in track(range(rounds), description="rounds", transient=True):
+        for (i, stage), times in took.items():
+            if len(times) >= 3 and sum(times) > 1e3 * LONGEST:
+                continue
+            begin = time.perf_counter()
+            subjects[i].stages[stage]()
+            times.append(1e3 * (time.perf_counter() - begin))
+    return took
+
+
+def _peak_rss(method: str, backend: str, size: tuple[int, int], pipe: object) -> None:
+    subject = make_subject(method, backend, bench_pair(*size))
+    for _ in range(3):
+        subject.stages["total"]()
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def peak_rss(method: str, backend: str, size: tuple[int, int]) -> float | None:
+    """Peak resident memory (MiB) of a process that runs a method, its libraries included."""
+    context = multiprocessing.get_context("spawn")
+    ours_, theirs = context.Pipe()
+    child = context.Process(target=_peak_rss, args=(method, backend, size, theirs))
+    child.start()
+    theirs.close()
+    try:
+        return ours_.recv()
+    except EOFError:  # it died; its own words are on the terminal
+        return None
+    finally:
+        child.join()
+
+
+def ratios(rows: list[Row]) -> list[dict[str, str | float]]:
+    """How many times longer each peer takes than each of our engines, by size."""
+    totals = {(r.method, r.backend, r.size): r.median_ms for r in rows if r.stage == "total"}
+    found = []
+    for (method, backend, size), mine in totals.items():
+        if method in PEERS:
+            continue
+        row: dict[str, str | float] = {"method": method, "backend": backend, "size": size}
+        for (other, _, other_size), median in totals.items():
+            if other in PEERS and other_size == size:
+                row[other] = median / mine
+        network = next(
+            (
+                r.median_ms
+                for r in rows
+                if (r.method, r.backend, r.size, r.stage) == (method, backend, size, "network")
+            ),
+            math.nan,
+        )
+        row["after_network"] = 1 - network / mine
+        found.append(row)
+    return found
+
+
+def run_bench(
+    sizes: list[tuple[int, int]],
+    methods: list[str],
+    backends: list[str],
+    rounds: int,
+    json_file: Path | None,
+    memory: bool = True,
+) -> dict:
+    """Measure, print a table, and write `json_file` if given; returns what is in it.
+
+    Args:
+        sizes: width and height of each size.
+        methods: released networks, weights files, names of `PEERS`; `base` without released
+            weights is measured untrained, which costs the same.
+        backends: of our networks; those that this machine cannot run are left out and said.
+
+    Raises:
+        ValueError: no such method or backend.
+    """
+    console = Console()
+    unknown = sorted(set(backends) - set(BACKENDS))
+    if unknown:
+        raise ValueError(f"unknown backend {', '.join(unknown)}: {', '.join(BACKENDS)}")
+    usable = []
+    for name in backends:
+        reason = backend_module(name).unavailable()
+        if reason is None:
+            usable.append(name)
+        else:
+            console.print(f"without {name}: {reason}")
+    report: dict = {"machine": machine(), "rows": [], "ratios": []}
+    rows: list[Row] = []
+    for size in sizes:
+        images = bench_pair(*size)
+        name = f"{size[0]}x{size[1]}"
+        chosen = [(m, b) for m in methods for b in (["opencv"] if m in PEERS else usable)]
+        subjects = [make_subject(m, b, images) for m, b in chosen]
+        took = time_all(subjects, rounds)
+        peaks = {pair: peak_rss(*pair, size) if memory else None for pair in chosen}
+        for (i, stage), times in took.items():
+            s = subjects[i]
+            median, p95 = statistics.median(times), float(np.percentile(times, 95))
+            peak = peaks[chosen[i]] if stage == "total" else None
+            rows.append(Row(s.method, s.backend, s.precision, name, stage, median, p95, peak))
+        report["rows"] = [vars(row) for row in rows]
+        report["ratios"] = ratios(rows)
+        if json_file:
+            json_file.write_text(json.dumps(report, indent=1) + "\n")
+    _print(console, rows, report["ratios"])
+    return report
+
+
+def _print(console: Console, rows: list[Row], ratio_rows: list[dict[str, str | float]]) -> None:
+    heads = ("method", "backend", "type", "size", "stage", "median ms", "95 %", "peak MiB")
+    table = Table(*heads, title="one stereo pair, images to matches")
+    for row in rows:
+        numbers = (f"{row.median_ms:.1f}", f"{row.p95_ms:.1f}")
+        peak = "" if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f}"
+        table.add_row(row.method, row.backend, row.precision, row.size, row.stage, *numbers, peak)
+    console.print(table)
+    if not ratio_rows:
+        return
+    names = list(ratio_rows[0])
+    table = Table(*names, title="peer's time / ours, and our share after the network")
+    for row in ratio_rows:
+        table.add_row(*(v if isinstance(v, str) else f"{v:.2f}" for v in row.values()))
+    console.print(table)

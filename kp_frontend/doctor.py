@@ -1,0 +1,149 @@
+"""`kp doctor`: what this machine has, which backend is taken and why; for bug reports."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import statistics
+import time
+from pathlib import Path
+
+import cv2
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from kp_frontend.backends import BACKENDS, BackendOptions, backend_module, make_backend
+from kp_frontend.backends.agreement import agreement, check_images, reference
+from kp_frontend.backends.cuda_graph import gpu_driver
+from kp_frontend.frontend import FrontendConfig, StereoFrontend, StereoPipeline
+
+PACKAGES = ("numpy", "opencv-python-headless", "torch", "openvino", "tensorrt", "torch_tensorrt")
+FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "asimddp", "bf16")
+CALLS = 10  # of a backend, for its latency
+
+
+def machine() -> dict[str, str]:
+    """What this machine has, in words."""
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    lines = dict(line.split(":", 1) for line in cpu.splitlines() if ":" in line)
+    lines = {name.strip(): value.strip() for name, value in lines.items()}
+    flags = set(lines.get("flags", lines.get("Features", "")).split())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    found = {
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "processor": lines.get("model name", platform.machine()),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "features": " ".join(f for f in FEATURES if f in flags) or "none of note",
+        "memory": f"{memory:.0f} GiB",
+        "GPU": "none that torch can use",
+    }
+    if torch.cuda.is_available():
+        found |= {"GPU": torch.cuda.get_device_name(), "driver": gpu_driver()}
+    for name in PACKAGES:
+        found[name] = _version(name)
+    return found
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    if package == "opencv-python-headless":  # a robot's OpenCV comes from its distribution
+        return cv2.__version__
+    return "not installed"
+
+
+def ros() -> dict[str, str]:
+    """What there is of ROS, in words."""
+    if importlib.util.find_spec("rclpy") is None:
+        return {"ROS": "rclpy is not found: source a ROS 2 installation, or run `make setup`"}
+    import rclpy
+
+    from kp_frontend.ros import standins
+
+    here = str(Path(standins.__file__).parent)
+    standins.put_on_path()
+    profile = os.environ.get(
+        "FASTDDS_DEFAULT_PROFILES_FILE", os.environ.get("FASTRTPS_DEFAULT_PROFILES_FILE")
+    )
+    wheel = next((d for d in importlib.metadata.distributions() if d.name.endswith("-rclpy")), None)
+    found = {
+        "ROS": os.environ.get("ROS_DISTRO") or (f"{wheel.name} {wheel.version}" if wheel else "?"),
+        "RMW": rclpy.get_rmw_implementation_identifier(),
+        "ROS_DOMAIN_ID": os.environ.get("ROS_DOMAIN_ID", "0"),
+        "Fast DDS profile": profile or "none: 1080p images may be lost; the launch files set one",
+    }
+    if Path("/dev/shm").is_dir():
+        found["shared memory"] = f"{shutil.disk_usage('/dev/shm').free / 2**20:.0f} MiB free"
+    for name in ("message_filters", "cv_bridge"):
+        spec = importlib.util.find_spec(name)
+        own = spec is None or str(spec.origin).startswith(here)
+        found[name] = "our stand-in" if own else str(Path(spec.origin).parent)
+    return found
+
+
+def examine(model: str, height: int, width: int) -> list[dict[str, str | float | None]]:
+    """For each backend whether it can be used, how well it agrees, and how long a call takes."""
+    frontend = StereoFrontend(FrontendConfig(model=model))
+    pipeline = StereoPipeline(frontend.network, frontend.config, height, width).eval()
+    inputs = (check_images(height, width), *frontend.blank_inputs(width))
+    tensors = tuple(torch.from_numpy(array) for array in inputs)
+    expected = reference(pipeline, tensors)
+    rows = []
+    for name in BACKENDS:
+        row: dict[str, str | float | None] = {"backend": name, "precision": None, "ms": None}
+        rows.append(row)
+        row["state"] = backend_module(name).unavailable()
+        if row["state"] is not None:
+            continue
+        begin = time.perf_counter()
+        try:
+            backend = make_backend(name, pipeline, tensors, BackendOptions())
+        except ValueError as error:
+            row["state"] = str(error)
+            continue
+        row["start_s"] = round(time.perf_counter() - begin, 2)
+        row["precision"] = backend.precision
+        row["state"] = str(agreement(expected, backend(*inputs)))
+        took = []
+        for _ in range(CALLS):
+            begin = time.perf_counter()
+            backend(*inputs)
+            took.append(1e3 * (time.perf_counter() - begin))
+        row["ms"] = round(statistics.median(took), 2)
+    return rows
+
+
+def run_doctor(model: str, size: tuple[int, int]) -> dict:
+    """Print the report; returns it as it goes into JSON.
+
+    Args:
+        size: width and height of the images for the latency.
+
+    Raises:
+        ValueError: weights that cannot be used.
+    """
+    console = Console()
+    width, height = size
+    report = {"machine": machine(), "ros": ros(), "backends": examine(model, height, width)}
+    for title in ("machine", "ros"):
+        table = Table(title=title, show_header=False)
+        for name, value in report[title].items():
+            table.add_row(name, value)
+        console.print(table)
+    usable = [row["backend"] for row in report["backends"] if row["ms"] is not None]
+    report["auto"] = usable[0]
+    title = f"{model}, a {width}x{height} pair; auto takes {usable[0]}"
+    table = Table(
+        "backend", "precision", "start s", "call ms", "agreement, or why not", title=title
+    )
+    for row in report["backends"]:
+        cells = (row["backend"], row["precision"], row.get("start_s"), row["ms"], row["state"])
+        table.add_row(*("" if cell is None else str(cell) for cell in cells))
+    console.print(table)
+    return report
