@@ -13,9 +13,14 @@ from pathlib import Path
 
 
 def _demo(arguments: argparse.Namespace) -> None:
+    from rclpy.executors import ExternalShutdownException
+
     from kp_frontend.demo import run_demo
 
-    run_demo(arguments.out, arguments.frames, arguments.rate)
+    try:
+        run_demo(arguments.out, arguments.frames, arguments.rate)
+    except ExternalShutdownException:
+        sys.exit(143)  # as a shell says SIGTERM
 
 
 def _node(arguments: argparse.Namespace) -> None:
@@ -70,7 +75,8 @@ def _middlebury(arguments: argparse.Namespace) -> None:
     table = Table("metric", *names, title=f"mean over {len(metrics['scenes'])} scenes")
     for metric in metrics["methods"][names[0]]:
         means = (metrics["methods"][name][metric]["mean"] for name in names)
-        table.add_row(metric, *(f"{m:.3f}" if m < 10 else f"{m:.0f}" for m in means))
+        cells = ("none" if m is None else f"{m:.3f}" if m < 10 else f"{m:.0f}" for m in means)
+        table.add_row(metric, *cells)
     console = Console()
     console.print(table)
     for reason in metrics["protocol"]["skipped"]:
@@ -114,6 +120,33 @@ def _bench(arguments: argparse.Namespace) -> None:
     )
 
 
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rate in Hz")
+    return rate
+
+
+def _device(text: str) -> str:
+    import torch
+
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"torch cannot use {text!r}: {reason}") from error
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kp", description="Stereo feature front end for ROS 2.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -133,17 +166,16 @@ def _parser() -> argparse.ArgumentParser:
         _demo,
     )
     demo.add_argument("--out", type=Path, default=Path("demo_out"), help="folder for the results")
-    demo.add_argument("--frames", type=int, default=100, help="pairs to send (default 100)")
-    demo.add_argument("--rate", type=float, default=10.0, help="pairs a second (default 10)")
+    demo.add_argument("--frames", type=_count, default=100, help="pairs to send (default 100)")
+    demo.add_argument("--rate", type=_rate, default=10.0, help="pairs a second (default 10)")
 
-    node = add(
+    add(
         commands,
         "node",
         "run the node; what follows goes to ROS",
         "node --ros-args -p model:=tiny -r left/image:=/stereo/left/image_rect",
         _node,
     )
-    node.add_argument("ros_args", nargs=argparse.REMAINDER, help="--ros-args ...")
 
     doctor = add(
         commands,
@@ -170,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
         help="networks by name or weights file, and peers: orb, sift, superpoint_shape",
     )
     bench.add_argument("--backends", default="tensorrt,cuda,openvino,torch")
-    bench.add_argument("--rounds", type=int, default=30, help="calls of each (default 30)")
+    bench.add_argument("--rounds", type=_count, default=30, help="calls of each (default 30)")
     bench.add_argument("--json", type=Path, help="file to write")
     bench.add_argument("--no-memory", action="store_true", help="leave peak memory out (faster)")
 
@@ -187,7 +219,9 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         help="label with what this network (name or file) finds again in random views of an image",
     )
-    label.add_argument("--device", default="cpu", help="torch device for --model (default cpu)")
+    label.add_argument(
+        "--device", type=_device, default="cpu", help="torch device for --model (default cpu)"
+    )
 
     train = add(
         commands,
@@ -201,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, required=True, help="the run's folder")
     train.add_argument("--labels", type=Path, help="from `kp label`; without it SIFT's are made")
     train.add_argument("--from", dest="start", help="weights to start from, by name or file")
-    train.add_argument("--device", default="cpu", help="torch device (default cpu)")
+    train.add_argument("--device", type=_device, default="cpu", help="torch device (default cpu)")
     train.add_argument("--workers", type=int, default=1, help="processes that read images")
 
     evaluate = commands.add_parser("evaluate", help="measure how good the features are")
@@ -220,13 +254,18 @@ def _parser() -> argparse.ArgumentParser:
         default="tiny,sift,orb",
         help="comma-separated: sift, orb, a network's name or weights file",
     )
-    middlebury.add_argument("--max-keypoints", type=int, default=2048)
+    middlebury.add_argument("--max-keypoints", type=_count, default=2048)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake ends in one line and exit status 1."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.run is _node:
+        arguments.ros_args = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         arguments.run(arguments)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:

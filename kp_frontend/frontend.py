@@ -34,7 +34,7 @@ class FrontendConfig:
     precision: str = "auto"  # of the network: auto, fp32, fp16 or bf16, where the backend has it
     threads: int = 0  # of a CPU backend; 0: one per core
     max_keypoints: int = 1024  # per image
-    score_threshold: float = 0.005  # lowest keypoint score, 0..1
+    score_threshold: float = 0.002  # lowest keypoint score, 0..1
     nms_radius: int = 3  # at least 2; 4 spreads keypoints more, but fewer of them match
     border: int = 4  # width of the frame without keypoints
     row_tolerance: float = 2.0  # a stereo match's rows may differ by this
@@ -134,6 +134,11 @@ class StereoPipeline(nn.Module):
             digest.update((Path(__file__).parent / f"{module}.py").read_bytes())
         return digest.hexdigest()
 
+    def features(self, grey: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keypoints of grey images (B, 1, H, W), as `detect` returns them; padding is done here."""
+        logits, dense = self.network(F.pad(grey, self.pad, mode="replicate"))
+        return detect(logits, dense, self.size, self.count, self.radius, self.border)
+
     def forward(
         self,
         images: Tensor,
@@ -156,11 +161,7 @@ class StereoPipeline(nn.Module):
             each left row or -1 (K,).
         """
         grey = images.float()[:, None]
-        padded = F.pad(grey, self.pad, mode="replicate")
-        logits, dense = self.network(padded)
-        xy, scores, descriptors = detect(
-            logits, dense, self.size, self.count, self.radius, self.border
-        )
+        xy, scores, descriptors = self.features(grey)
         valid = scores > settings[0]
         scores = scores * valid
         right_row, similarity = match_stereo(xy, valid, descriptors, settings[1:6])
@@ -193,6 +194,7 @@ class StereoFrontend:
         self.network = load_network(self.config.model)
         self._backend: Backend | None = None
         self._size: tuple[int, int] | None = None
+        self._next_track = 1
         self.reset()
 
     @property
@@ -209,7 +211,6 @@ class StereoFrontend:
             np.zeros((count, dim), np.float32),
         )
         self._before_tracks = np.zeros(count, np.uint32)
-        self._next_track = 1
 
     def warm_up(self, height: int, width: int) -> None:
         """Compile for an image size and run once."""
@@ -340,6 +341,8 @@ class StereoFrontend:
         known = before_row >= 0
         tracks[known] = self._before_tracks[before_row[known]]
         new = np.flatnonzero(~known & (scores > 0))
-        tracks[new] = np.arange(self._next_track, self._next_track + len(new), dtype=np.uint32)
-        self._next_track += len(new)
+        most = 2**32 - 1  # then ids start again from 1; 0 stays free
+        ids = self._next_track - 1 + np.arange(len(new), dtype=np.uint64)
+        tracks[new] = ids % most + 1
+        self._next_track = (self._next_track - 1 + len(new)) % most + 1
         return tracks

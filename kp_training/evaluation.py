@@ -29,11 +29,21 @@ import torch
 from rich.progress import track
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
-from torch.nn import functional as F
 
-from kp_frontend.detection import detect
-from kp_frontend.frontend import FrontendConfig
-from kp_frontend.network import STRIDE, load_network
+from kp_frontend.frontend import FrontendConfig, StereoPipeline
+from kp_frontend.network import load_network
+
+METRICS = (
+    "matching_accuracy",
+    "total_matches",
+    "disparity_accuracy",
+    "correct_matches",
+    "disparity_error_px",
+    "repeatability",
+    "repeatability_1px",
+    "descriptor_map",
+)
+SCENE_KEYS = {"dir", "left", "right", "gt", "scale"}
 
 # A method: grey uint8 image (H, W) -> keypoints (N, 2) float, descriptors (N, D) float32 for which
 # a smaller Euclidean distance means a better match.
@@ -68,8 +78,12 @@ def _read_pfm(path: Path) -> np.ndarray | None:
     """A one-channel PFM as it is stored; OpenCV would divide by the scale in its header."""
     with path.open("rb") as file:
         kind, size, scale = (file.readline().split() for _ in range(3))
-        values = np.frombuffer(file.read(), "<f4" if float(scale[0]) < 0 else ">f4")
-    width, height = map(int, size)
+        stored = file.read()
+    try:
+        values = np.frombuffer(stored, "<f4" if float(scale[0]) < 0 else ">f4")
+        width, height = map(int, size)
+    except (ValueError, IndexError):  # cut, or something else
+        return None
     if kind != [b"Pf"] or values.size != width * height:
         return None
     return values.reshape(height, width)[::-1]
@@ -84,8 +98,16 @@ def load_scenes(folder: Path) -> tuple[list[Scene], list[str]]:
     listing = folder / "scenes.json"
     if not listing.is_file():
         raise ValueError(f"{listing} is missing")
+    try:
+        entries = json.loads(listing.read_text())
+    except ValueError as error:
+        raise ValueError(f"{listing} is not JSON: {error}") from error
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and entry.keys() >= SCENE_KEYS for entry in entries
+    ):
+        raise ValueError(f"{listing} must be a list of scenes with {', '.join(sorted(SCENE_KEYS))}")
     scenes, skipped = [], []
-    for entry in json.loads(listing.read_text()):
+    for entry in entries:
         if entry.get("refright"):
             skipped.append(f"{entry['dir']}: its map belongs to the right image")
             continue
@@ -96,7 +118,11 @@ def load_scenes(folder: Path) -> tuple[list[Scene], list[str]]:
         if left is None or right is None:
             skipped.append(f"{entry['dir']}: an image cannot be read")
             continue
-        disparity = read_disparity(place / entry["gt"], entry["scale"])
+        try:
+            disparity = read_disparity(place / entry["gt"], entry["scale"])
+        except (ValueError, OSError) as error:
+            skipped.append(f"{entry['dir']}: {error}")
+            continue
         if not left.shape == right.shape == disparity.shape:
             skipped.append(f"{entry['dir']}: images and disparity map differ in size")
             continue
@@ -104,22 +130,21 @@ def load_scenes(folder: Path) -> tuple[list[Scene], list[str]]:
     return scenes, skipped
 
 
+NOTHING = (np.zeros((0, 2), np.float32), np.zeros((0, 1), np.float32))  # no keypoints
+
+
 def network_method(model: str, most: int) -> Method:
     """A network's keypoints as the front end detects them, by released name or weights file."""
     network = load_network(model).to(memory_format=torch.channels_last)
-    settings = FrontendConfig()
 
     @torch.inference_mode()
     def method(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        height, width = image.shape
-        grey = torch.from_numpy(image)[None, None].float()
-        padded = F.pad(grey, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
-        count = min(most, padded.shape[2] * padded.shape[3] // 16)
-        found = detect(
-            *network(padded), (height, width), count, settings.nms_radius, settings.border
+        config = FrontendConfig(max_keypoints=min(most, image.size // 16))
+        found = StereoPipeline(network, config, *image.shape).features(
+            torch.from_numpy(image)[None, None].float()
         )
         xy, scores, descriptors = (tensor[0].numpy() for tensor in found)
-        return xy[scores > 0], descriptors[scores > 0]
+        return xy[scores > config.score_threshold], descriptors[scores > config.score_threshold]
 
     return method
 
@@ -130,6 +155,8 @@ def sift_method(most: int) -> Method:
 
     def method(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         keypoints, descriptors = sift.detectAndCompute(image, None)
+        if descriptors is None:
+            return NOTHING
         return cv2.KeyPoint.convert(keypoints), descriptors
 
     return method
@@ -141,6 +168,8 @@ def orb_method(most: int) -> Method:
 
     def method(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         keypoints, descriptors = orb.detectAndCompute(image, None)
+        if descriptors is None:
+            return NOTHING
         return cv2.KeyPoint.convert(keypoints), np.unpackbits(descriptors, axis=1).astype(
             np.float32
         )
@@ -151,9 +180,20 @@ def orb_method(most: int) -> Method:
 CLASSICS: dict[str, Callable[[int], Method]] = {"sift": sift_method, "orb": orb_method}
 
 
-def scene_metrics(scene: Scene, left: tuple, right: tuple) -> dict[str, float]:
-    """Metrics of one scene from both images' (keypoints, descriptors)."""
+def _share(right: np.ndarray) -> float:
+    """Share of what is right, (N,) bool; 0 of nothing, for nothing was found."""
+    return float(right.mean()) if right.size else 0.0
+
+
+def scene_metrics(scene: Scene, left: tuple, right: tuple) -> dict[str, float | None]:
+    """Metrics of one scene from both images' (keypoints, descriptors).
+
+    Shares of nothing are 0; the disparity error of no correct match is None.
+    """
     (left_xy, left_descriptors), (right_xy, right_descriptors) = left, right
+    if not len(left_xy) or not len(right_xy):
+        counts = dict.fromkeys(("total_matches", "correct_matches"), 0)
+        return dict.fromkeys(METRICS, 0.0) | counts | {"disparity_error_px": None}
     distance = cdist(left_descriptors, right_descriptors, "sqeuclidean")
     nearest = distance.argmin(1)
     mutual = distance.argmin(0)[nearest] == np.arange(len(left_xy))
@@ -172,13 +212,15 @@ def scene_metrics(scene: Scene, left: tuple, right: tuple) -> dict[str, float]:
     apart, _ = cKDTree(right_xy).query(place[visible])
     ranked = np.flatnonzero(known)[np.argsort(distance[known, nearest[known]], kind="stable")]
     return {
-        "matching_accuracy": float((rows_apart[mutual] <= 2).mean()),
+        "matching_accuracy": _share(rows_apart[mutual] <= 2),
         "total_matches": int(mutual.sum()),
-        "disparity_accuracy": float(right_one[mutual & known].mean()),
+        "disparity_accuracy": _share(right_one[mutual & known]),
         "correct_matches": int((right_one & mutual).sum()),
-        "disparity_error_px": float(np.median(error[right_one & mutual])),
-        "repeatability": float((apart <= 3).mean()),
-        "repeatability_1px": float((apart <= 1).mean()),
+        "disparity_error_px": (
+            float(np.median(error[right_one & mutual])) if (right_one & mutual).any() else None
+        ),
+        "repeatability": _share(apart <= 3),
+        "repeatability_1px": _share(apart <= 1),
         "descriptor_map": average_precision(right_one[ranked], int((apart <= 3).sum())),
     }
 
@@ -195,6 +237,14 @@ def average_precision(correct: np.ndarray, possible: int) -> float:
     hits = np.cumsum(correct)
     precision = hits / np.arange(1, len(correct) + 1)
     return float(precision[correct].sum() / max(possible, hits[-1]))
+
+
+def _mean_and_std(values: list[float | None]) -> dict[str, float | None]:
+    """Over the scenes that have a value; None if none has."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return {"mean": None, "std": None}
+    return {"mean": float(np.mean(known)), "std": float(np.std(known))}
 
 
 def evaluate_middlebury(folder: Path, methods: list[str], most: int = 2048) -> dict:
@@ -225,8 +275,7 @@ def evaluate_middlebury(folder: Path, methods: list[str], most: int = 2048) -> d
             }
         results[name] = {
             metric: {
-                "mean": float(np.mean([row[metric] for row in rows.values()])),
-                "std": float(np.std([row[metric] for row in rows.values()])),
+                **_mean_and_std([row[metric] for row in rows.values()]),
                 "per_scene": {scene: row[metric] for scene, row in rows.items()},
             }
             for metric in next(iter(rows.values()))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -124,6 +125,7 @@ def label_folder(
         ValueError: no readable image.
     """
     paths = find_images(folder)
+    check_writable(out)
     # Spawned, not forked: a fork inherits the locks of OpenCV's and torch's threads.
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         results: Iterator[np.ndarray | None] = pool.map(
@@ -163,7 +165,6 @@ def write_labels(
         "repeat": table[:, 4],
     }
     arrays = {k: np.float32(v) if v.dtype == np.float64 else v for k, v in arrays.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
     partial_file = out.with_name(out.name + ".part")
     with partial_file.open("wb") as file:
         np.savez_compressed(file, **arrays)
@@ -171,7 +172,32 @@ def write_labels(
     return Labels(folder=folder, **arrays), [path for path in rows if path not in good]
 
 
+def check_writable(out: Path) -> None:
+    """Find out before the work is done whether its result can be written.
+
+    Raises:
+        ValueError: `out` is a folder.
+    """
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; give the name of the file to write")
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+
 def load_labels(folder: Path, file: Path) -> Labels:
-    """Read labels of a folder from a file that `label_folder` wrote."""
-    with np.load(file) as arrays:
-        return Labels(folder=folder, **{name: arrays[name] for name in arrays.files})
+    """Read labels of a folder from a file that `write_labels` wrote.
+
+    Raises:
+        ValueError: not such a file, or some of its images are not below the folder.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            labels = Labels(folder=folder, **{name: arrays[name] for name in arrays.files})
+    except (TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file} is not a file of labels; `kp label` makes one") from error
+    missing = [path for path in labels.paths if not (folder / path).is_file()]
+    if missing:
+        raise ValueError(
+            f"{file}: {len(missing)} of its {len(labels)} images are not below {folder}, "
+            f"the first {missing[0]}"
+        )
+    return labels

@@ -26,7 +26,7 @@ from kp_frontend.detection import (
     top_keypoints,
 )
 from kp_frontend.network import STRIDE, KeypointNetwork, load_network
-from kp_training.labels import Labels, find_images, write_labels
+from kp_training.labels import Labels, check_writable, find_images, write_labels
 from kp_training.views import photometric, sample, transform
 
 BORDER = 6  # of a view, pixels, in which responses do not count: the network sees its edge there
@@ -124,6 +124,7 @@ def relabel_folder(
         ValueError: no readable image, or weights that cannot be used.
     """
     network = load_network(model).to(device, memory_format=torch.channels_last)
+    check_writable(out)
     rows: dict[Path, np.ndarray | None] = {}
     for i, path in enumerate(track(find_images(folder), description="labelling")):
         image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)

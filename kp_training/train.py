@@ -20,7 +20,7 @@ import torch
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -73,14 +73,36 @@ def load_config(name: str) -> TrainConfig:
     path = path if path.is_file() else Path(name)
     if not path.is_file():
         raise ValueError(f"no recipe {name!r}: a YAML file, or one of {_names()}")
-    settings = yaml.safe_load(path.read_text()) or {}
-    views = settings.pop("views", {})
-    for given, kind in ((settings, TrainConfig), (views, ViewConfig)):
-        unknown = set(given) - {f.name for f in fields(kind)}
-        if unknown:
-            raise ValueError(f"{path}: unknown settings {', '.join(sorted(unknown))}")
-    views = {k: tuple(v) if isinstance(v, list) else v for k, v in views.items()}
-    return TrainConfig(**settings, views=ViewConfig(**views))
+    try:
+        settings = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    checked = _settings(settings, TrainConfig, path)
+    checked["views"] = ViewConfig(**_settings(checked.pop("views", {}), ViewConfig, path))
+    return TrainConfig(**checked)
+
+
+def _settings(given: object, kind: type, path: Path) -> dict[str, Any]:
+    """The settings of a recipe, checked against the fields of a config."""
+    if not isinstance(given, dict):
+        raise ValueError(f"{path}: {given!r} is no list of settings")
+    default = kind()
+    checked = {}
+    for name, value in given.items():
+        if name not in {f.name for f in fields(kind)}:
+            raise ValueError(f"{path}: unknown setting {name!r}")
+        wanted = getattr(default, name)
+        if name == "views":
+            checked[name] = value
+            continue
+        if isinstance(wanted, tuple) and isinstance(value, list) and len(value) == len(wanted):
+            value = tuple(value)
+        if isinstance(wanted, float) and type(value) is int:
+            value = float(value)
+        if type(value) is not type(wanted):
+            raise ValueError(f"{path}: {name} is {value!r}, must be like {wanted!r}")
+        checked[name] = value
+    return checked
 
 
 def _names() -> str:
@@ -180,13 +202,20 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, ema: AveragedModel, network: KeypointNetwork, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
-    """Undo `save_checkpoint`; returns the progress."""
+    """Undo `save_checkpoint`; returns the progress.
+
+    Raises:
+        ValueError: not a checkpoint.
+    """
     parts: dict[str, dict[str, Tensor]] = {"network": {}, "ema": {}, "optimizer": {}}
-    with safe_open(str(path), framework="pt") as file:
-        progress = json.loads(file.metadata()["progress"])
-        for name in file.keys():  # noqa: SIM118
-            part, _, rest = name.partition(".")
-            parts[part][rest] = file.get_tensor(name)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            progress = json.loads(file.metadata()["progress"])
+            for name in file.keys():  # noqa: SIM118
+                part, _, rest = name.partition(".")
+                parts[part][rest] = file.get_tensor(name)
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a checkpoint of this package; remove it?") from error
     network.load_state_dict(parts["network"])
     ema.load_state_dict(parts["ema"])
     state: dict[int, dict[str, Tensor]] = {}

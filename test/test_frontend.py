@@ -53,7 +53,20 @@ def test_tracks_start_anew_after_a_reset(frontend, pair):
     np.testing.assert_array_equal(first.left.track_ids, again.left.track_ids)
     assert len(set(again.left.track_ids)) == len(again.left)
     frontend.reset()
-    assert frontend(*pair).left.track_ids.min() == 1
+    anew = frontend(*pair)
+    assert not set(anew.left.track_ids) & set(again.left.track_ids)
+
+
+def test_track_ids_stay_apart_when_the_size_changes_and_after_the_last(pair):
+    frontend = StereoFrontend(CONFIG)
+    before = frontend(*pair)
+    smaller = frontend(*(image[:200] for image in pair))
+    assert not set(before.left.track_ids) & set(smaller.left.track_ids)
+    frontend.reset()
+    frontend._next_track = 2**32 - 10
+    after = frontend(*(image[:200] for image in pair)).left.track_ids
+    assert 2**32 - 1 in after and 1 in after and 0 not in after
+    assert len(set(after)) == len(after)
 
 
 def test_depth_limits_bound_the_disparity(pair):

@@ -56,6 +56,40 @@ def test_unpaired_image_is_counted(stereo_node, pair, side):
     stereo_node.wait(lambda: dropped(stereo_node, "unpaired") == before + 1)
 
 
+def test_a_partner_that_comes_after_a_newer_pair_is_unpaired(stereo_node, pair):
+    before = dropped(stereo_node, "unpaired")
+    early, late = stereo_node.next_stamp(), stereo_node.next_stamp()
+    for side, stamp in (("left", early), ("left", late), ("right", late), ("right", early)):
+        image = stereo_node.image(side, pair[0], stamp)
+        stereo_node.send(**{f"{side}__image": image})
+    stereo_node.expect(late)
+    stereo_node.expect(stereo_node.send_pair(*pair))
+    stereo_node.wait(lambda: dropped(stereo_node, "unpaired") == before + 2)
+    stereo_node.wait(lambda: stereo_node.counts["waiting"] == 0)
+
+
+def test_a_stamp_before_the_epoch_is_counted_and_the_next_pair_works(stereo_node, pair):
+    before = dropped(stereo_node, "bad")
+    image = stereo_node.image("left", pair[0], 0)
+    image.header.stamp.sec = -5
+    stereo_node.send(left__image=image)
+    stereo_node.wait(lambda: dropped(stereo_node, "bad") == before + 1)
+    assert stereo_node.expect(stereo_node.send_pair(*pair)).left.x
+
+
+def test_camera_info_of_another_resolution_gives_no_depth(stereo_node, pair):
+    stamp = stereo_node.next_stamp()
+    infos = camera_info(0.0, stamp), camera_info(-199.0, stamp)
+    for info in infos:
+        info.width, info.height = 640, 480
+    stereo_node.send(left__camera_info=infos[0], right__camera_info=infos[1])
+    stereo_node.send(
+        left__image=stereo_node.image("left", pair[0], stamp),
+        right__image=stereo_node.image("right", pair[1], stamp),
+    )
+    assert np.isnan(stereo_node.expect(stamp).points).all()
+
+
 def bad_encoding(left, right):
     left.encoding = "nonsense"
 
@@ -153,11 +187,13 @@ def test_silence_is_explained(stereo_node):
         ("backend:=abacus", "unknown backend"),
         ("nms_radius:=0", "nms_radius"),
         ("descriptor_type:=float64", "descriptor_type"),
+        ("row_tolerance:=2", "row_tolerance"),  # an integer
+        ("queue_size:=0", "queue_size"),
     ],
 )
 def test_a_node_that_cannot_start_says_why(parameter, words):
-    command = [sys.executable, "-m", "kp_frontend.ros.node", "--ros-args", "-p", parameter]
+    command = [sys.executable, "-m", "kp_frontend.cli", "node", "--ros-args", "-p", parameter]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
     assert words in ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+KEPT = 64  # engines; the oldest go first
 MAGIC = b"kp_frontend engine 1\n"
 
 
@@ -68,6 +69,9 @@ class EngineCache:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(file.name, self.path(key))
+            engines = sorted(self.folder.glob("*.engine"), key=lambda p: p.stat().st_mtime)
+            for old in engines[:-KEPT]:
+                old.unlink(missing_ok=True)
         except OSError as error:
             log.warning("the engine could not be kept, it will be built again: %s", error)
 

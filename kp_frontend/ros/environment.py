@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ament_index_python.packages import get_package_share_directory
-from rosbags.typesys import Stores, get_types_from_msg, get_typestore
-from rosbags.typesys.store import Typestore
+from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
+
+if TYPE_CHECKING:
+    from rosbags.typesys.store import Typestore
 
 
 def share_folder(package: str = "kp_frontend") -> Path:
     """Installed files (launch, config, message definitions) of a package.
 
-    Where no ROS environment is sourced they are beside the running Python's own.
+    Where no ROS environment is sourced, or one without this package, they are beside the running
+    Python's own.
     """
-    if "AMENT_PREFIX_PATH" in os.environ:
+    try:
         return Path(get_package_share_directory(package))
-    return Path(sys.prefix) / "share" / package
+    except (PackageNotFoundError, LookupError):
+        return Path(sys.prefix) / "share" / package
 
 
 def with_dds_profile(environment: Mapping[str, str]) -> dict[str, str]:
@@ -33,6 +36,9 @@ def with_dds_profile(environment: Mapping[str, str]) -> dict[str, str]:
 
 def typestore() -> Typestore:
     """ROS 2 Jazzy's message types and ours, for reading and writing bags."""
+    # Only here: the node needs no bags.
+    from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
     store = get_typestore(Stores.ROS2_JAZZY)
     folder = share_folder("kp_msgs") / "msg"
     for path in sorted(folder.glob("*.msg")):

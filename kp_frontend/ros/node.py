@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -18,6 +19,8 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from kp_msgs.msg import StereoFeatures as StereoFeaturesMsg
 from rcl_interfaces.msg import ParameterDescriptor
+from rclpy._rclpy_pybind11 import RCLError, RCLInvalidROSArgsError, UnknownROSArgsError
+from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -32,6 +35,13 @@ standins.put_on_path()
 import message_filters  # noqa: E402  the real one, or ours where it is missing
 from cv_bridge import CvBridge, CvBridgeError  # noqa: E402
 
+CANNOT_START = (
+    ValueError,
+    ParameterException,
+    RCLError,
+    RCLInvalidROSArgsError,
+    UnknownROSArgsError,
+)
 INFO_PATIENCE = 0.02  # seconds that a pair waits for a camera_info of its own stamp
 INFOS_KEPT = 30  # camera_infos remembered per camera
 
@@ -47,6 +57,14 @@ class NodeConfig:
     queue_size: int = 10  # images of each camera that wait for their partner
     reliable: bool = False  # ask for reliable delivery of images instead of best effort
     descriptor_type: str = "float32"  # float32, float16 or int8, in the message
+
+    def __post_init__(self) -> None:
+        if self.queue_size < 1:
+            raise ValueError(f"queue_size is {self.queue_size}, must be at least 1")
+        if not self.sync_slop > 0:
+            raise ValueError(f"sync_slop is {self.sync_slop}, must be above 0")
+        if self.descriptor_type not in DESCRIPTOR_TYPES:
+            raise ValueError(f"descriptor_type must be one of {', '.join(DESCRIPTOR_TYPES)}")
 
 
 def stamp_ns(message: Image | CameraInfo) -> int:
@@ -85,35 +103,32 @@ class CameraInfos:
 
 
 class Accounts:
-    """Where every image received ended. Written by two threads."""
+    """Where every image received ended. Written by two threads.
 
-    def __init__(self, queue_size: int) -> None:
+    Args:
+        waiting: how many images wait in the synchroniser for their partner; what it gave up is
+            the rest, whatever its rules are.
+    """
+
+    def __init__(self, waiting: Callable[[], int]) -> None:
         self._lock = threading.Lock()
-        self._queue_size = queue_size
-        self._waiting: tuple[deque[int], deque[int]] = (deque(), deque())
+        self._waiting = waiting
         self.received = 0
+        self.refused = 0  # before synchronisation
+        self.paired = 0
         self.processed = 0
-        self.dropped: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()  # after synchronisation
 
-    def arrived(self, side: int, image: Image) -> None:
-        """An image came in; it waits for its partner."""
+    def arrived(self, good: bool) -> None:
+        """An image came in, and goes on to the synchroniser if it is good."""
         with self._lock:
             self.received += 1
-            self._waiting[side].append(stamp_ns(image))
-            if len(self._waiting[side]) > self._queue_size:
-                self._waiting[side].popleft()
-                self.dropped["unpaired"] += 1
+            self.refused += not good
 
-    def paired(self, left: Image, right: Image) -> None:
-        """Two images found each other; older ones that still wait have no partner."""
+    def found_partner(self) -> None:
+        """Two images found each other."""
         with self._lock:
-            for waiting, image in zip(self._waiting, (left, right), strict=True):
-                stamp = stamp_ns(image)
-                if stamp in waiting:
-                    waiting.remove(stamp)
-                while waiting and waiting[0] < stamp:
-                    waiting.popleft()
-                    self.dropped["unpaired"] += 1
+            self.paired += 2
 
     def ended(self, reason: str | None = None) -> None:
         """A pair was processed, or dropped for a reason."""
@@ -124,14 +139,21 @@ class Accounts:
                 self.dropped[reason] += 2
 
     def snapshot(self) -> dict[str, int]:
-        """Counters at one moment; `waiting` are images that wait for a partner or the worker."""
+        """Counters at one moment, taken in the thread that receives images.
+
+        `waiting` are images that wait for a partner or for the worker.
+        """
         with self._lock:
-            dropped = sum(self.dropped.values())
+            waiting = self._waiting()
+            reasons = Counter(self.dropped)
+            reasons["bad"] += self.refused
+            reasons["unpaired"] += self.received - self.refused - self.paired - waiting
+            dropped = sum(reasons.values())
             return {
                 "received": self.received,
                 "processed": self.processed,
                 "dropped": dropped,
-                **{f"dropped_{reason}": n for reason, n in sorted(self.dropped.items())},
+                **{f"dropped_{reason}": n for reason, n in sorted(reasons.items()) if n},
                 "waiting": self.received - self.processed - dropped,
             }
 
@@ -146,8 +168,6 @@ class StereoNode(Node):
     def __init__(self) -> None:
         super().__init__("kp_frontend")
         self.settings = self._declare(NodeConfig)
-        if self.settings.descriptor_type not in DESCRIPTOR_TYPES:
-            raise ValueError(f"descriptor_type must be one of {', '.join(DESCRIPTOR_TYPES)}")
         self.frontend = StereoFrontend(self._declare(FrontendConfig))
         begin = time.perf_counter()
         self.frontend.warm_up(self.settings.image_height, self.settings.image_width)
@@ -157,7 +177,7 @@ class StereoNode(Node):
         )
         self.bridge = CvBridge()
         self.infos = CameraInfos()
-        self.accounts = Accounts(self.settings.queue_size)
+        self.accounts = Accounts(lambda: sum(len(queue) for queue in self._sync.queues))
         self.sequence = 0
         self._slot: tuple[Image, Image] | None = None
         self._work = threading.Condition()
@@ -184,7 +204,7 @@ class StereoNode(Node):
         reliability = ReliabilityPolicy.RELIABLE if c.reliable else ReliabilityPolicy.BEST_EFFORT
         qos = QoSProfile(depth=c.queue_size, reliability=reliability)
         images = []
-        self._info_subscribers = []
+        self._info_subscribers, self._image_subscribers = [], []
         for side, name in enumerate(("left", "right")):
             # Infos first: one that comes with its image is then there before it.
             infos = message_filters.Subscriber(
@@ -193,8 +213,10 @@ class StereoNode(Node):
             infos.registerCallback(partial(self.infos.add, side))
             self._info_subscribers.append(infos)
             image = message_filters.Subscriber(self, Image, f"{name}/image", qos_profile=qos)
-            image.registerCallback(partial(self.accounts.arrived, side))
-            images.append(image)
+            gate = message_filters.SimpleFilter()
+            image.registerCallback(partial(self._on_image, gate))
+            self._image_subscribers.append(image)
+            images.append(gate)
         if c.approximate_sync:
             self._sync = message_filters.ApproximateTimeSynchronizer(
                 images, c.queue_size, c.sync_slop
@@ -203,8 +225,21 @@ class StereoNode(Node):
             self._sync = message_filters.TimeSynchronizer(images, c.queue_size)
         self._sync.registerCallback(self._on_pair)
 
+    def _on_image(self, gate: message_filters.SimpleFilter, image: Image) -> None:
+        # A time before the epoch would be an error in the synchroniser.
+        good = image.header.stamp.sec >= 0
+        self.accounts.arrived(good)
+        if good:
+            gate.signalMessage(image)
+        else:
+            self._warn(f"image dropped: its stamp is negative, {image.header.stamp.sec} s")
+
     def _on_pair(self, left: Image, right: Image) -> None:
-        self.accounts.paired(left, right)
+        # What is older than a pair is not waited for: pairs are published in order.
+        for queue, image in zip(self._sync.queues, (left, right), strict=True):
+            for stamp in [stamp for stamp in queue if stamp < stamp_ns(image)]:
+                del queue[stamp]
+        self.accounts.found_partner()
         self._last_pair = time.monotonic()
         with self._work:
             if self._slot is not None:
@@ -260,6 +295,12 @@ class StereoNode(Node):
         if infos is None:
             return None
         try:
+            for info, image in zip(infos, (left, right), strict=True):
+                if (info.width, info.height) not in ((0, 0), (image.width, image.height)):
+                    raise ValueError(
+                        f"it is for {info.width}x{info.height}, the image has "
+                        f"{image.width}x{image.height}"
+                    )
             return calibration_from_info(*infos)
         except ValueError as error:
             self._warn(f"no depth, camera_info cannot be used: {error}")
@@ -301,17 +342,19 @@ class StereoNode(Node):
                 self._slot = None
             self._work.notify()
         self._worker.join()
+        for queue in self._sync.queues:
+            queue.clear()  # what waited for a partner found none
         counts = self.accounts.snapshot()
         print("images: " + ", ".join(f"{k} {v}" for k, v in counts.items()), file=sys.stderr)
 
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is interrupted; exit status 1 if it cannot start."""
-    rclpy.init(args=args)
     try:
+        rclpy.init(args=args)
         node = StereoNode()
-    except ValueError as error:
-        print(f"kp_frontend cannot start: {error}", file=sys.stderr)
+    except CANNOT_START as error:
+        print(f"kp_frontend cannot start: {' '.join(str(error).split())}", file=sys.stderr)
         rclpy.try_shutdown()
         return 1
     executor = SingleThreadedExecutor()

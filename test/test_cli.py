@@ -1,0 +1,102 @@
+"""The command line: what a user gets wrong ends in one line, not in a traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from kp_frontend.cli import main
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An image to train on, files that are not what they are said to be, and a dark scene."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400), np.uint8)
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images/one.png"), cv2.GaussianBlur(noise, (0, 0), 2))
+    (tmp_path / "junk.npz").write_bytes(b"junk")
+    np.savez(tmp_path / "foreign.npz", a=np.zeros(3))
+    (tmp_path / "list.yaml").write_text("- a\n")
+    (tmp_path / "broken.yaml").write_text("a: [b\n")
+    (tmp_path / "words.yaml").write_text("steps: many\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/last.safetensors").write_bytes(b"junk")
+    for name, scenes in (("number", 3), ("keys", [{"dir": "."}])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scenes.json").write_text(json.dumps(scenes))
+    (tmp_path / "dark").mkdir()
+    for name in ("l.png", "r.png"):
+        cv2.imwrite(str(tmp_path / "dark" / name), np.zeros((240, 320), np.uint8))
+    cv2.imwrite(str(tmp_path / "dark/gt.png"), np.full((240, 320), 9, np.uint8))
+    (tmp_path / "dark/cut.pfm").write_bytes(b"Pf\n")
+    scene = {"dir": ".", "left": "l.png", "right": "r.png", "gt": "gt.png", "scale": 1}
+    scenes = [scene, scene | {"gt": "cut.pfm"}]
+    (tmp_path / "dark/scenes.json").write_text(json.dumps(scenes))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "label {0}/nowhere --out {0}/l.npz",
+        "label {0}/images --out {0}/run",
+        "label {0}/images --out {0}/l.npz --model nothing",
+        "train --images {0}/images --labels {0}/junk.npz --out {0}/out",
+        "train --images {0}/images --labels {0}/foreign.npz --out {0}/out",
+        "train --images {0}/images --config {0}/list.yaml --out {0}/out",
+        "train --images {0}/images --config {0}/broken.yaml --out {0}/out",
+        "train --images {0}/images --config {0}/words.yaml --out {0}/out",
+        "train --images {0}/images --from {0}/junk.npz --out {0}/out",
+        "train --images {0}/images --out {0}/run",
+        "evaluate middlebury {0}/images --out {0}/out",
+        "evaluate middlebury {0}/number --out {0}/out",
+        "evaluate middlebury {0}/keys --out {0}/out",
+        "evaluate middlebury {0}/dark --methods nothing --out {0}/out",
+    ],
+)
+def test_a_mistake_ends_in_one_line(folder, capfd, command):
+    assert main(command.format(folder).split()) == 1
+    words = capfd.readouterr().err.strip().splitlines()
+    assert len(words) == 1 and words[0].startswith("kp: ")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "demo --rate 0",
+        "demo --frames -3",
+        "demo --no-such-option",
+        "train --images x --out y --device abacus",
+        "evaluate middlebury x --out y --max-keypoints 0",
+        "bench --rounds 0",
+    ],
+)
+def test_a_wrong_option_is_refused(command, capfd):
+    with pytest.raises(SystemExit) as refused:
+        main(command.split())
+    assert refused.value.code == 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_dark_scenes_are_measured_and_unreadable_ones_named(folder):
+    arguments = ["evaluate", "middlebury", str(folder / "dark"), "--out", str(folder / "out")]
+    assert main([*arguments, "--methods", "tiny,sift,orb"]) == 0
+    metrics = json.loads((folder / "out/metrics.json").read_text())
+    assert metrics["scenes"] == ["."]
+    assert "cut.pfm" in metrics["protocol"]["skipped"][0]
+    for method in metrics["methods"].values():
+        assert method["total_matches"]["mean"] == 0
+        assert method["disparity_error_px"]["mean"] is None
+
+
+def test_every_command_has_help_with_an_example():
+    for command in ("demo", "node", "doctor", "bench", "label", "train", "evaluate middlebury"):
+        words = [sys.executable, "-m", "kp_frontend.cli", *command.split(), "--help"]
+        ended = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 0
+        assert f"example: kp {command}" in " ".join(ended.stdout.split())
