@@ -21,7 +21,7 @@ def share_folder(package: str = "kp_frontend") -> Path:
     """
     try:
         return Path(get_package_share_directory(package))
-    except (OSError, PackageNotFoundError):  # the second: nothing is sourced
+    except (PackageNotFoundError, OSError):  # OSError: nothing is sourced at all
         return Path(sys.prefix) / "share" / package
 
 
