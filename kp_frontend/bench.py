@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import cv2
@@ -192,18 +193,34 @@ def time_all(subjects: list[Subject], rounds: int) -> dict[tuple[int, str], list
     return took
 
 
-def _peak_rss(method: str, backend: str, size: tuple[int, int], pipe: object) -> None:
+def _rss() -> float:
+    """Resident memory of this process, MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def _memory(method: str, backend: str, size: tuple[int, int], calls: int, pipe: Connection) -> None:
     subject = make_subject(method, backend, bench_pair(*size))
-    for _ in range(3):
+    settled = 0.0
+    for i in range(calls):
         subject.stages["total"]()
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        if i == calls // 10:  # allocators have what they need by then
+            settled = _rss()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    pipe.send({"calls": calls, "peak_mb": peak, "settled_mb": settled, "end_mb": _rss()})
 
 
-def peak_rss(method: str, backend: str, size: tuple[int, int]) -> float | None:
-    """Peak resident memory (MiB) of a process that runs a method, its libraries included."""
+def memory(
+    method: str, backend: str, size: tuple[int, int], calls: int = 3
+) -> dict[str, float] | None:
+    """Memory (MiB) of a process that runs a method, its libraries included; None if it dies.
+
+    Returns:
+        `calls`, `peak_mb`, and resident after a tenth of the calls (`settled_mb`) and at the end.
+    """
     context = multiprocessing.get_context("spawn")
     ours_, theirs = context.Pipe()
-    child = context.Process(target=_peak_rss, args=(method, backend, size, theirs))
+    child = context.Process(target=_memory, args=(method, backend, size, calls, theirs))
     child.start()
     theirs.close()
     try:
@@ -244,7 +261,7 @@ def run_bench(
     backends: list[str],
     rounds: int,
     json_file: Path | None,
-    memory: bool = True,
+    memory_calls: int = 3,
 ) -> dict:
     """Measure, print a table, and write `json_file` if given; returns what is in it.
 
@@ -253,6 +270,7 @@ def run_bench(
         methods: released networks, weights files, names of `PEERS`; `base` without released
             weights is measured untrained, which costs the same.
         backends: of our networks; those that this machine cannot run are left out and said.
+        memory_calls: of each method to measure memory with; 0 leaves it out.
 
     Raises:
         ValueError: no such method or backend.
@@ -268,7 +286,7 @@ def run_bench(
             usable.append(name)
         else:
             console.print(f"without {name}: {reason}")
-    report: dict = {"machine": machine(), "rows": [], "ratios": []}
+    report: dict = {"machine": machine(), "rows": [], "ratios": [], "memory": []}
     rows: list[Row] = []
     for size in sizes:
         images = bench_pair(*size)
@@ -276,11 +294,16 @@ def run_bench(
         chosen = [(m, b) for m in methods for b in (["opencv"] if m in PEERS else usable)]
         subjects = [make_subject(m, b, images) for m, b in chosen]
         took = time_all(subjects, rounds)
-        peaks = {pair: peak_rss(*pair, size) if memory else None for pair in chosen}
+        used = {c: memory(*c, size, memory_calls) if memory_calls else None for c in chosen}
+        for (method, backend), found in used.items():
+            if found:
+                row = {"method": method, "backend": backend, "size": name, **found}
+                report["memory"].append(row)
         for (i, stage), times in took.items():
             s = subjects[i]
             median, p95 = statistics.median(times), float(np.percentile(times, 95))
-            peak = peaks[chosen[i]] if stage == "total" else None
+            found = used[chosen[i]] if stage == "total" else None
+            peak = found["peak_mb"] if found else None
             rows.append(Row(s.method, s.backend, s.precision, name, stage, median, p95, peak))
         report["rows"] = [vars(row) for row in rows]
         report["ratios"] = ratios(rows)

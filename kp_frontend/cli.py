@@ -116,7 +116,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         arguments.backends.split(","),
         arguments.rounds,
         arguments.json,
-        not arguments.no_memory,
+        arguments.memory_calls,
     )
 
 
@@ -204,7 +204,12 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--backends", default="tensorrt,cuda,openvino,torch")
     bench.add_argument("--rounds", type=_count, default=30, help="calls of each (default 30)")
     bench.add_argument("--json", type=Path, help="file to write")
-    bench.add_argument("--no-memory", action="store_true", help="leave peak memory out (faster)")
+    bench.add_argument(
+        "--memory-calls",
+        type=int,
+        default=3,
+        help="calls of each in a process of its own to measure memory (default 3; 0: none)",
+    )
 
     label = add(
         commands,

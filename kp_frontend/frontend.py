@@ -124,10 +124,13 @@ class StereoPipeline(nn.Module):
             config.nms_radius,
             config.border,
         )
+        self.with_margin = config.min_margin > 0
 
     def fingerprint(self) -> str:
         """Digest of all that the results depend on but the inputs: weights, shapes and code."""
-        digest = hashlib.sha256(repr((self.size, self.count, self.radius, self.border)).encode())
+        digest = hashlib.sha256(
+            repr((self.size, self.count, self.radius, self.border, self.with_margin)).encode()
+        )
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         for module in ("frontend", "network", "detection", "matching"):
@@ -151,7 +154,7 @@ class StereoPipeline(nn.Module):
 
         Args:
             images: (2, H, W) uint8, left and right.
-            settings: (9,) float32, see `StereoFrontend._settings`.
+            settings: (8,) float32, see `StereoFrontend._settings`.
             before_xy, before_scores, before_descriptors: (K, 2), (K,), (K, D), the previous left
                 image's results, scores 0 where there was none.
 
@@ -164,7 +167,9 @@ class StereoPipeline(nn.Module):
         xy, scores, descriptors = self.features(grey)
         valid = scores > settings[0]
         scores = scores * valid
-        right_row, similarity = match_stereo(xy, valid, descriptors, settings[1:6])
+        right_row, similarity = match_stereo(
+            xy, valid, descriptors, settings[1:6], self.with_margin
+        )
         disparity, sigma = refine_disparity(
             grey[0, 0], grey[1, 0], xy[0], xy[1][right_row.clamp(min=0)]
         )
@@ -175,7 +180,7 @@ class StereoPipeline(nn.Module):
             before_xy,
             before_scores > 0,
             before_descriptors,
-            settings[6:9],
+            settings[6:8],
         )
         return xy, scores, descriptors, right_row, similarity, disparity, sigma, before_row
 
@@ -328,7 +333,6 @@ class StereoFrontend:
                 c.min_margin,
                 c.max_motion if c.max_motion else -1.0,
                 c.track_similarity,
-                0.0,
             ],
             np.float32,
         )

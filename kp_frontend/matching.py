@@ -18,7 +18,7 @@ SIGMA_UNKNOWN = 1.0  # standard deviation reported for a match that cannot be re
 
 
 def mutual_nearest(
-    similarity: Tensor, allowed: Tensor, lowest: Tensor, margin: Tensor
+    similarity: Tensor, allowed: Tensor, lowest: Tensor, margin: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Mutual nearest neighbours under constraints.
 
@@ -26,23 +26,26 @@ def mutual_nearest(
         similarity: (K, L) cosine similarities.
         allowed: (K, L) bool, pairs that may match.
         lowest: () similarity that a match must reach.
-        margin: () by how much a match must beat the second best candidate of its left keypoint.
+        margin: () by how much a match must beat the second best candidate of its left keypoint;
+            None saves a pass over the matrix.
 
     Returns:
         For each left row the matching right row or -1, (K,) int64, and the similarity, (K,).
     """
     scores = torch.where(allowed, similarity, -2.0)
     best, column = scores.max(1)
-    others = torch.where(scores == best[:, None], -2.0, scores)
-    second = torch.where((scores == best[:, None]).sum(1) > 1, best, others.amax(1))
     back = scores.argmax(0)
     rows = torch.arange(scores.shape[0], device=scores.device)
-    good = (back[column] == rows) & (best >= lowest) & (best - second >= margin)
+    good = (back[column] == rows) & (best >= lowest)
+    if margin is not None:
+        columns = torch.arange(scores.shape[1], device=scores.device)
+        others = torch.where(columns == column[:, None], -2.0, scores)
+        good = good & (best - others.amax(1) >= margin)
     return torch.where(good, column, -1), best
 
 
 def match_stereo(
-    xy: Tensor, valid: Tensor, descriptors: Tensor, limits: Tensor
+    xy: Tensor, valid: Tensor, descriptors: Tensor, limits: Tensor, with_margin: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Match the keypoints of a rectified pair.
 
@@ -52,6 +55,7 @@ def match_stereo(
         descriptors: (2, K, D), unit length.
         limits: (5,) row tolerance, smallest and largest disparity (pixels), lowest similarity,
             margin to the second best.
+        with_margin: whether the margin is heeded; without it matching is faster.
 
     Returns:
         Right row of each left row or -1, (K,) int64, and the similarity, (K,).
@@ -63,7 +67,8 @@ def match_stereo(
     middle, half = (largest + smallest) / 2, (largest - smallest) / 2
     off_range = ((x[0] - middle)[:, None] - x[1]).abs() - half
     allowed = torch.maximum(rows_apart, off_range) <= 0
-    return mutual_nearest(descriptors[0] @ descriptors[1].T, allowed, limits[3], limits[4])
+    margin = limits[4] if with_margin else None
+    return mutual_nearest(descriptors[0] @ descriptors[1].T, allowed, limits[3], margin)
 
 
 def match_temporal(
@@ -78,7 +83,7 @@ def match_temporal(
     """Match keypoints (K rows) to those of the previous image of the same camera.
 
     Args:
-        limits: (3,) farthest motion in pixels along x and y, lowest similarity, margin.
+        limits: (2,) farthest motion in pixels along x and y, lowest similarity.
 
     Returns:
         Previous row of each row or -1, (K,) int64.
@@ -87,7 +92,7 @@ def match_temporal(
     before_x, before_y = torch.where(before_valid[:, None], before_xy, -FAR).unbind(-1)
     apart = torch.maximum((x[:, None] - before_x).abs(), (y[:, None] - before_y).abs())
     allowed = apart <= limits[0]
-    return mutual_nearest(descriptors @ before_descriptors.T, allowed, limits[1], limits[2])[0]
+    return mutual_nearest(descriptors @ before_descriptors.T, allowed, limits[1])[0]
 
 
 def windows(image: Tensor, centre: Tensor, columns: int) -> Tensor:

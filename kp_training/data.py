@@ -37,8 +37,9 @@ class ViewConfig:
 class PairDataset(Dataset):
     """`steps * batch` samples; sample i is drawn with the generator of (seed, i).
 
-    A sample is a dict of numpy arrays: `canvas` (1, C, C) uint8, the source image cut and zero
-    padded; `keypoints` (K, 3) float32, x, y, repeat on the canvas, NaN where there are fewer;
+    A sample is a dict of numpy arrays: `canvas` (1, C, C) uint8, the source image cut and padded
+    with the grey level `fill`; `keypoints` (K, 3) float32, x, y, repeat on the canvas, NaN where
+    there are fewer;
     `to_view` (2, 3, 3) float32, homographies canvas -> view; `relief` (2, 5, 7) float32, a coarse
     map of displacements along rows that is added to each view (0 for homographic pairs); `blocky`,
     whether that map has steps (depth edges) or is smooth; `noise` (2, 8) float32, uniform numbers
@@ -62,13 +63,16 @@ class PairDataset(Dataset):
         image = cv2.imread(str(self.labels.folder / self.labels.paths[index]), cv2.IMREAD_GRAYSCALE)
         canvas, keypoints = self._cut(image, self.labels.of_image(index), rng)
         height, width = canvas.shape
-        padded = np.zeros((1, self.config.canvas, self.config.canvas), np.uint8)
+        # What lies beyond the image is flat, of any brightness: nothing is to be seen there.
+        fill = np.uint8(rng.integers(256))
+        padded = np.full((1, self.config.canvas, self.config.canvas), fill, np.uint8)
         padded[0, :height, :width] = canvas
         points = np.full((self.config.most_keypoints, 3), np.nan, np.float32)
         points[: len(keypoints)] = keypoints[: len(points)]
         to_view, relief = self._geometry(height, width, rng)
         return {
             "canvas": padded,
+            "fill": np.float32(fill),
             "keypoints": points,
             "to_view": to_view,
             "relief": relief,

@@ -118,6 +118,7 @@ def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tenso
     """
     height, width = config.views.height, config.views.width
     canvas, keypoints = batch["canvas"].float(), batch["keypoints"]
+    fill = batch["fill"][:, None, None, None]
     size = canvas.shape[-1]
     # Descriptors are also trained away from keypoints: a quarter of the points are anywhere.
     anywhere = torch.rand(len(canvas), keypoints.shape[1] // 4, 2, device=canvas.device) * size
@@ -126,7 +127,7 @@ def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tenso
     for view in range(2):
         to_view = batch["to_view"][:, view]
         shift = displacement(batch["relief"][:, view], batch["blocky"], height, width)
-        image = warp_image(canvas, to_view, shift)
+        image = fill + warp_image(canvas - fill, to_view, shift)  # outside, samples are 0
         images.append(photometric(image, batch["noise"][:, view]))
         place, visible = warp_points(candidates, to_view, shift)
         places.append(place)

@@ -96,6 +96,18 @@ def test_a_constant_image_gives_few_keypoints_and_no_error(frontend, value):
     assert np.isfinite(result.disparity).all()
 
 
+@pytest.mark.parametrize(("below", "right"), [(1, 0), (7, 11), (15, 3)])
+def test_keypoints_do_not_depend_on_padding(pair, below, right):
+    """Away from the cut, an image cut to a size that needs padding has the same keypoints."""
+    whole = StereoFrontend(dataclasses.replace(CONFIG, max_keypoints=3000))(*pair).left
+    cut = (image[: 240 - below, : 320 - right] for image in pair)
+    part = StereoFrontend(dataclasses.replace(CONFIG, max_keypoints=3000))(*cut).left
+    inner = part.keypoints[(part.keypoints < [320 - 96, 240 - 96]).all(1) & (part.scores > 0.01)]
+    assert len(inner) > 50
+    apart = np.abs(inner[:, None] - whole.keypoints).max(-1).min(1)
+    assert np.median(apart) < 0.005 and (apart < 0.1).mean() > 0.98
+
+
 @settings(deadline=None, max_examples=8)
 @given(height=st.integers(60, 130), width=st.integers(60, 130), seed=st.integers(0, 99))
 def test_any_size_and_padding_does_not_move_keypoints(height, width, seed):

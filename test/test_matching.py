@@ -18,12 +18,13 @@ def make(seed: int, count: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return xy, rng.random((2, count)) < 0.9, descriptors
 
 
+@pytest.mark.parametrize("with_margin", [True, False])
 @pytest.mark.parametrize("seed", range(5))
-def test_stereo_matches_follow_the_definition(seed):
+def test_stereo_matches_follow_the_definition(seed, with_margin):
     xy, valid, descriptors = make(seed)
     limits = np.float32([20.0, 0.0, 50.0, 0.2, 0.05])
     found, similarity = match_stereo(
-        *(torch.from_numpy(a) for a in (xy, valid, descriptors, limits))
+        *(torch.from_numpy(a) for a in (xy, valid, descriptors, limits)), with_margin
     )
     count = xy.shape[1]
     score = np.full((count, count), -2.0)
@@ -38,7 +39,7 @@ def test_stereo_matches_follow_the_definition(seed):
         j = int(score[i].argmax())
         runner_up = np.sort(score[i])[-2]
         mutual = score[:, j].argmax() == i
-        if mutual and score[i, j] >= 0.2 and score[i, j] - runner_up >= 0.05:
+        if mutual and score[i, j] >= 0.2 and score[i, j] - runner_up >= 0.05 * with_margin:
             expected[i] = j
     assert (expected >= 0).sum() > 5
     np.testing.assert_array_equal(found.numpy(), expected)
@@ -63,9 +64,9 @@ def test_tracks_are_limited_by_motion():
     valid = torch.ones(xy.shape[1], dtype=torch.bool)
     moved = xy[0] + torch.tensor([5.0, -3.0])
     arguments = (moved, valid, descriptors[0], xy[0], valid, descriptors[0])
-    assert (match_temporal(*arguments, torch.tensor([6.0, 0.9, 0.0])) == torch.arange(60)).all()
-    assert (match_temporal(*arguments, torch.tensor([4.0, 0.9, 0.0])) == -1).all()
-    assert (match_temporal(*arguments, torch.tensor([-1.0, 0.9, 0.0])) == -1).all()
+    assert (match_temporal(*arguments, torch.tensor([6.0, 0.9])) == torch.arange(60)).all()
+    assert (match_temporal(*arguments, torch.tensor([4.0, 0.9])) == -1).all()
+    assert (match_temporal(*arguments, torch.tensor([-1.0, 0.9])) == -1).all()
 
 
 def textured(seed: int = 0) -> np.ndarray:
@@ -104,3 +105,14 @@ def test_what_cannot_be_refined_keeps_its_place_and_says_so():
     flat = torch.full((120, 200), 90.0)
     disparity, sigma = refine_disparity(flat, flat, left_xy, right_xy)
     assert torch.isfinite(disparity).all() and (sigma == 1.0).all()
+
+
+def test_equal_descriptors_match_once_each_at_most():
+    """Rows that cannot be told apart: no right row is used twice."""
+    xy, valid, descriptors = (torch.from_numpy(a) for a in make(2))
+    same = torch.zeros_like(descriptors)
+    same[..., 0] = 1.0
+    limits = torch.tensor([20.0, 0.0, 50.0, 0.2, 0.0])
+    found = match_stereo(xy, valid, same, limits, False)[0]
+    used = found[found >= 0]
+    assert 0 < len(used) == len(used.unique())
