@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
@@ -38,7 +37,7 @@ from kp_frontend.network import SIZES, build_network, released_weights, save_net
 Call = Callable[[], object]
 FEATURES = 2048  # of ORB and SIFT; the front end has its own max_keypoints
 RATIO = 0.7  # of SIFT's FLANN matches (Lowe, 2004)
-LONGEST = 60.0  # seconds that one slow method may take in all its rounds
+LONGEST = 30.0  # seconds that one slow method may take in all its rounds
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def ours(method: str, backend: str, images: np.ndarray) -> Subject:
         engine = openvino_backend.compile_model(
             openvino_backend.convert(frontend.network, (batch,)), BackendOptions()
         )
-        stages["network"] = lambda: engine(batch.numpy())
+        stages["network"] = lambda: engine.request.infer([batch.numpy()], share_inputs=True)
     stages["total"] = lambda: frontend(*images)
     return Subject(Path(method).stem, backend, frontend.backend.split()[-1], stages)
 
@@ -193,10 +192,14 @@ def time_all(subjects: list[Subject], rounds: int) -> dict[tuple[int, str], list
     return took
 
 
-def _rss() -> float:
-    """Resident memory of this process, MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+def _memory_mb(name: str) -> float:
+    """Memory of this process, MiB: resident (VmRSS) or its peak (VmHWM).
+
+    Not from getrusage: its peak outlives exec, so a child would report its parent's.
+    """
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) / 1024
 
 
 def _memory(method: str, backend: str, size: tuple[int, int], calls: int, pipe: Connection) -> None:
@@ -205,9 +208,15 @@ def _memory(method: str, backend: str, size: tuple[int, int], calls: int, pipe: 
     for i in range(calls):
         subject.stages["total"]()
         if i == calls // 10:  # allocators have what they need by then
-            settled = _rss()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    pipe.send({"calls": calls, "peak_mb": peak, "settled_mb": settled, "end_mb": _rss()})
+            settled = _memory_mb("VmRSS")
+    pipe.send(
+        {
+            "calls": calls,
+            "peak_mb": _memory_mb("VmHWM"),
+            "settled_mb": settled,
+            "end_mb": _memory_mb("VmRSS"),
+        }
+    )
 
 
 def memory(
@@ -219,12 +228,12 @@ def memory(
         `calls`, `peak_mb`, and resident after a tenth of the calls (`settled_mb`) and at the end.
     """
     context = multiprocessing.get_context("spawn")
-    ours_, theirs = context.Pipe()
+    mine, theirs = context.Pipe()
     child = context.Process(target=_memory, args=(method, backend, size, calls, theirs))
     child.start()
     theirs.close()
     try:
-        return ours_.recv()
+        return mine.recv()
     except EOFError:  # it died; its own words are on the terminal
         return None
     finally:

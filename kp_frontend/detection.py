@@ -1,5 +1,7 @@
 """From the network's outputs to keypoints with descriptors. Fixed shapes, no host synchronisation.
 
+Nor are constants copied from the host (no `new_tensor`): a CUDA graph could not capture it.
+
 Pixel coordinates throughout: (0, 0) is the centre of the top-left pixel, x to the right, y down.
 """
 
@@ -140,10 +142,15 @@ def refine(heat: Tensor, pixels: Tensor) -> Tensor:
     return pixels.to(heat.dtype) + window @ offsets / total
 
 
+def sampling_grid(xy: Tensor, height: int, width: int) -> Tensor:
+    """Pixels (..., 2) of an image as `grid_sample` wants them, -1..1 over the outer pixel edges."""
+    x, y = xy.unbind(-1)
+    return torch.stack([(x + 0.5) * (2 / width) - 1, (y + 0.5) * (2 / height) - 1], -1)
+
+
 def sample_descriptors(descriptors: Tensor, xy: Tensor) -> Tensor:
     """Unit descriptors (B, K, D) at pixels (B, K, 2) from the map (B, D, H/8, W/8)."""
-    size = (CELL * descriptors.shape[3], CELL * descriptors.shape[2])
-    grid = (xy + 0.5) * xy.new_tensor([2 / size[0], 2 / size[1]]) - 1
+    grid = sampling_grid(xy, CELL * descriptors.shape[2], CELL * descriptors.shape[3])
     found = F.grid_sample(
         descriptors.float(), grid[:, None], "bilinear", "border", align_corners=False
     )
@@ -174,7 +181,7 @@ def detect(
     height, width = size
     heat = heatmap(logits)
     inner = torch.zeros_like(heat)
-    inner[:, border : height - border, border : width - border] = 1.0
+    inner[:, border : height - border, border : width - border].fill_(1.0)
     side = block_side(radius)
     peaks = suppress(block_peaks(heat * inner, side), radius)
     scores, pixels = top_keypoints(peaks, side, count)

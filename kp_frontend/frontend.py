@@ -34,7 +34,7 @@ class FrontendConfig:
     precision: str = "auto"  # of the network: auto, fp32, fp16 or bf16, where the backend has it
     threads: int = 0  # of a CPU backend; 0: one per core
     max_keypoints: int = 1024  # per image
-    score_threshold: float = 0.002  # lowest keypoint score, 0..1
+    score_threshold: float = 0.003  # lowest keypoint score, 0..1
     nms_radius: int = 3  # at least 2; 4 spreads keypoints more, but fewer of them match
     border: int = 4  # width of the frame without keypoints
     row_tolerance: float = 2.0  # a stereo match's rows may differ by this

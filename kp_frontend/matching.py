@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kp_frontend.detection import sampling_grid
+
 FAR = 1e6  # where rows without a keypoint are put, pixels
 PATCH_RADIUS = 4  # of the window compared by the disparity refinement, pixels
 REFINE_STEPS = 3  # Gauss-Newton steps of the disparity refinement
@@ -62,10 +64,11 @@ def match_stereo(
     """
     row_tolerance, smallest, largest = limits[0], limits[1], limits[2]
     # Invalid rows go out of everyone's reach, to different places on the left and on the right.
-    x, y = torch.where(valid[..., None], xy, xy.new_tensor([[[FAR]], [[-FAR]]])).unbind(-1)
-    rows_apart = (y[0, :, None] - y[1]).abs() - row_tolerance
+    left_x, left_y = torch.where(valid[0, :, None], xy[0], FAR).unbind(-1)
+    right_x, right_y = torch.where(valid[1, :, None], xy[1], -FAR).unbind(-1)
+    rows_apart = (left_y[:, None] - right_y).abs() - row_tolerance
     middle, half = (largest + smallest) / 2, (largest - smallest) / 2
-    off_range = ((x[0] - middle)[:, None] - x[1]).abs() - half
+    off_range = ((left_x - middle)[:, None] - right_x).abs() - half
     allowed = torch.maximum(rows_apart, off_range) <= 0
     margin = limits[4] if with_margin else None
     return mutual_nearest(descriptors[0] @ descriptors[1].T, allowed, limits[3], margin)
@@ -97,12 +100,11 @@ def match_temporal(
 
 def windows(image: Tensor, centre: Tensor, columns: int) -> Tensor:
     """Bilinear windows (K, 9, 2 * columns + 1) of an image (H, W) around pixels (K, 2)."""
-    scale = image.new_tensor([2 / image.shape[1], 2 / image.shape[0]])
     rows = PATCH_RADIUS
     y = torch.arange(-rows, rows + 1, device=image.device, dtype=image.dtype)
     x = torch.arange(-columns, columns + 1, device=image.device, dtype=image.dtype)
     offsets = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
-    grid = (centre[:, None, None] + offsets + 0.5) * scale - 1
+    grid = sampling_grid(centre[:, None, None] + offsets, *image.shape)
     found = F.grid_sample(
         image[None, None], grid.flatten(1, 2)[None], "bilinear", "border", align_corners=False
     )
@@ -139,10 +141,9 @@ def refine_disparity(
     template, spread = normalised(wide[:, :, 1:-1])
     slope = (wide[:, :, 2:] - wide[:, :, :-2]) / (2 * spread)
     energy = slope.square().sum((1, 2)).clamp(min=1e-6)
-    along = left_xy.new_tensor([1.0, 0.0])
     shift = torch.zeros_like(left_xy[:, 0])
     for _ in range(REFINE_STEPS):
-        place = right_xy + shift[:, None] * along
+        place = torch.stack([right_xy[:, 0] + shift, right_xy[:, 1]], -1)
         residual = normalised(windows(right, place, PATCH_RADIUS))[0] - template
         shift = shift - (slope * residual).sum((1, 2)) / energy
     # One grey level of sensor noise at least, so that flat windows are not called exact.

@@ -204,6 +204,13 @@ def test_tensorrt_converts_every_operator(pipeline):
     assert not missing
 
 
+def test_nothing_is_copied_from_the_host_inside_the_pipeline(pipeline):
+    """A constant made from a Python list would be: a CUDA graph cannot capture that."""
+    graph = torch.export.export(*pipeline, strict=False).graph
+    copies = {"aten.lift_fresh_copy.default", "aten._local_scalar_dense.default"}
+    assert not copies & {str(node.target) for node in graph.nodes}
+
+
 def test_tensorrt_is_left_out_with_a_reason_where_it_is_missing():
     if importlib.util.find_spec("tensorrt"):
         pytest.skip("TensorRT is installed here")

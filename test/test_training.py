@@ -15,6 +15,7 @@ from kp_frontend.network import load_network
 from kp_training.data import PairDataset, ViewConfig
 from kp_training.labels import label_folder, load_labels
 from kp_training.losses import descriptor_loss, detector_loss, keypoint_target
+from kp_training.relabel import relabel_folder
 from kp_training.train import load_config, train
 from kp_training.views import displacement, sample, warp_image, warp_points
 
@@ -143,3 +144,21 @@ def test_a_recipe_with_a_slip_is_refused(tmp_path):
         load_config(str(tmp_path / "slip.yaml"))
     with pytest.raises(ValueError, match="no recipe"):
         load_config("nothing")
+
+
+def test_second_round_labels_are_what_the_network_finds_again(images, tmp_path):
+    labels, unreadable = relabel_folder(images, tmp_path / "labels.npz", "tiny", views=4, most=500)
+    assert not unreadable and len(labels) == 4
+    rows = load_labels(images, tmp_path / "labels.npz").of_image(1)  # camera
+    assert len(rows) > 100
+    assert (rows[:, :2] >= 0).all() and (rows[:, :2] < [400, 300]).all()
+    assert ((rows[:, 2] >= 0) & (rows[:, 2] <= 1)).all()
+    strong, weak = rows[:50, 2].mean(), rows[-50:, 2].mean()  # strongest first
+    assert strong > 0.6 and strong > weak
+    config = load_config("release_second")
+    config = replace(config, steps=2, batch=2, validate_every=2, warmup=1, correspondences=100)
+    file = tmp_path / "labels.npz"
+    best = train(config, images, tmp_path / "run", "cpu", 0, labels_file=file, start="tiny")
+    before, after = load_network("tiny").state_dict(), load_network(best).state_dict()
+    moved = [(before[k] - after[k]).abs().max().item() for k in before if before[k].ndim == 4]
+    assert 0 < max(moved) < 0.1  # it went on from the weights it was given
