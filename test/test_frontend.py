@@ -108,14 +108,41 @@ def test_keypoints_do_not_depend_on_padding(pair, below, right):
     assert np.median(apart) < 0.005 and (apart < 0.1).mean() > 0.98
 
 
-@settings(deadline=None, max_examples=8)
-@given(height=st.integers(60, 130), width=st.integers(60, 130), seed=st.integers(0, 99))
-def test_any_size_and_padding_does_not_move_keypoints(height, width, seed):
+def content(kind: str, height: int, width: int, seed: int) -> np.ndarray:
+    """A pair (2, H, W) of a kind of image that cameras give on bad days."""
     rng = np.random.default_rng(seed)
-    noise = rng.integers(0, 256, (2, height, width), np.uint8)
-    small = StereoFrontend(dataclasses.replace(CONFIG, max_keypoints=100, score_threshold=0.0))
-    result = small(*noise)
-    assert (result.left.keypoints <= [width - 1, height - 1]).all()
+    y, x = np.mgrid[:height, :width]
+    images = {
+        "noise": rng.integers(0, 256, (2, height, width)),
+        "saturated": np.where(rng.random((2, height, width)) < 0.5, 0, 255),
+        "dark": rng.poisson(1.5, (2, height, width)),
+        "gradient": np.stack([x + y, x + y + 3]) % 256,
+        "checkerboard": np.stack([(x // 8 + y // 8) % 2 * 255] * 2),
+    }
+    return images[kind].astype(np.uint8)
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    kind=st.sampled_from(["noise", "saturated", "dark", "gradient", "checkerboard"]),
+    height=st.integers(60, 130),
+    width=st.integers(60, 130),
+    seed=st.integers(0, 99),
+)
+def test_any_size_and_content_gives_results_that_fit(kind, height, width, seed):
+    config = dataclasses.replace(CONFIG, max_keypoints=100, score_threshold=0.0)
+    result = StereoFrontend(config)(
+        *content(kind, height, width, seed), StereoCalibration(100, 100, 50, 40, 0.1)
+    )
+    for features in (result.left, result.right):
+        assert (features.keypoints >= 0).all()
+        assert (features.keypoints <= [width - 1, height - 1]).all()
+        assert np.isfinite(features.descriptors).all()
+        assert (np.diff(features.scores) <= 0).all()
+    assert np.isfinite(result.disparity).all() and (result.disparity_sigma > 0).all()
+    behind = result.points[np.isfinite(result.points).all(1), 2] <= 0
+    assert not behind.any()
+    assert len(set(result.right_index)) == len(result)
 
 
 @pytest.mark.parametrize(
