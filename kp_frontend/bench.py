@@ -8,7 +8,6 @@ is that of a process of its own which does nothing else.
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import statistics
 import tempfile
@@ -240,14 +239,14 @@ def memory(
         child.join()
 
 
-def ratios(rows: list[Row]) -> list[dict[str, str | float]]:
+def ratios(rows: list[Row]) -> list[dict[str, str | float | None]]:
     """How many times longer each peer takes than each of our engines, by size."""
     totals = {(r.method, r.backend, r.size): r.median_ms for r in rows if r.stage == "total"}
     found = []
     for (method, backend, size), mine in totals.items():
         if method in PEERS:
             continue
-        row: dict[str, str | float] = {"method": method, "backend": backend, "size": size}
+        row: dict[str, str | float | None] = {"method": method, "backend": backend, "size": size}
         for (other, _, other_size), median in totals.items():
             if other in PEERS and other_size == size:
                 row[other] = median / mine
@@ -257,9 +256,9 @@ def ratios(rows: list[Row]) -> list[dict[str, str | float]]:
                 for r in rows
                 if (r.method, r.backend, r.size, r.stage) == (method, backend, size, "network")
             ),
-            math.nan,
+            None,
         )
-        row["after_network"] = 1 - network / mine
+        row["after_network"] = None if network is None else 1 - network / mine
         found.append(row)
     return found
 
@@ -322,7 +321,9 @@ def run_bench(
     return report
 
 
-def _print(console: Console, rows: list[Row], ratio_rows: list[dict[str, str | float]]) -> None:
+def _print(
+    console: Console, rows: list[Row], ratio_rows: list[dict[str, str | float | None]]
+) -> None:
     heads = ("method", "backend", "type", "size", "stage", "median ms", "95 %", "peak MiB")
     table = Table(*heads, title="one stereo pair, images to matches")
     for row in rows:
@@ -335,5 +336,6 @@ def _print(console: Console, rows: list[Row], ratio_rows: list[dict[str, str | f
     names = list(ratio_rows[0])
     table = Table(*names, title="peer's time / ours, and our share after the network")
     for row in ratio_rows:
-        table.add_row(*(v if isinstance(v, str) else f"{v:.2f}" for v in row.values()))
+        cells = ("" if v is None else v if isinstance(v, str) else f"{v:.2f}" for v in row.values())
+        table.add_row(*cells)
     console.print(table)

@@ -75,7 +75,7 @@ def suppress(peaks: Tensor, radius: int, rounds: int = 2) -> Tensor:
     near them, as greedy would, and discards their neighbours; `rounds` bounds how long a chain of
     ever weaker neighbours is followed. What differs from greedy suppression of all pixels: a block
     whose peak is discarded gives no second one. Of the 1024 strongest keypoints of a 640x480 image
-    99 % are the same.
+    99 % are the same with radius 2, 3 and 4, 98 % with 6, fewer with more.
     """
     side = block_side(radius)
     reach = (radius + side - 1) // side  # how many blocks away a near pixel may be
@@ -98,7 +98,7 @@ def suppress(peaks: Tensor, radius: int, rounds: int = 2) -> Tensor:
     for (dy, dx), other, other_x, other_y in others:
         apart_x, apart_y = (side * dx + other_x - x).abs(), (side * dy + other_y - y).abs()
         near.append((apart_x <= radius) & (apart_y <= radius))
-        # Of two equals the first in reading order is the stronger.
+        # Of two equals one must be the stronger: here the first in reading order of the blocks.
         stronger.append(near[-1] & (other >= peaks if (dy, dx) < (0, 0) else other > peaks))
     left = (peaks >= side * side).to(peaks.dtype)  # a score of at least one step
     kept = left
@@ -185,5 +185,6 @@ def detect(
     side = block_side(radius)
     peaks = suppress(block_peaks(heat * inner, side), radius)
     scores, pixels = top_keypoints(peaks, side, count)
-    xy = refine(heat, pixels)
+    x, y = refine(heat, pixels).unbind(-1)  # with a narrow border the window may reach beyond
+    xy = torch.stack([x.clamp(0, width - 1), y.clamp(0, height - 1)], -1)
     return xy, scores, sample_descriptors(descriptors, xy)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from kp_frontend.backends import Backend, BackendOptions, make_backend
 from kp_frontend.calibration import StereoCalibration
-from kp_frontend.detection import detect
+from kp_frontend.detection import block_side, detect
 from kp_frontend.matching import match_stereo, match_temporal, refine_disparity
 from kp_frontend.network import STRIDE, KeypointNetwork, load_network
 
@@ -46,17 +46,24 @@ class FrontendConfig:
     track_similarity: float = 0.7  # cosine of descriptors along a track
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            value, kind = getattr(self, f.name), type(f.default)
+            allowed = (int, float) if kind is float else kind
+            if not isinstance(value, allowed) or isinstance(value, bool):
+                raise ValueError(f"{f.name} is {value!r}, must be a {kind.__name__}")
+        if not self.max_depth > 0:
+            raise ValueError(f"max_depth is {self.max_depth}, must be above 0")
         for name, low, high in (
             ("max_keypoints", 2, 65536),
             ("score_threshold", 0, 1),
-            ("nms_radius", 2, 64),
+            ("nms_radius", 2, 16),
             ("border", 0, math.inf),
             ("threads", 0, 1024),
-            ("row_tolerance", 0, math.inf),
+            ("row_tolerance", 0, 1e5),
             ("min_depth", 0, self.max_depth),
             ("min_similarity", -1, 1),
             ("min_margin", 0, 2),
-            ("max_motion", 0, math.inf),
+            ("max_motion", 0, 1e5),
             ("track_similarity", -1, 1),
         ):
             if not low <= getattr(self, name) <= high:
@@ -241,6 +248,8 @@ class StereoFrontend:
         """
         begin = time.perf_counter()
         images = self._images(left, right)
+        if not isinstance(calibration, StereoCalibration | None):
+            raise ValueError(f"calibration must be a StereoCalibration, not {calibration!r}")
         height, width = images.shape[1:]
         backend = self._backend_for(height, width)
         settings = self._settings(width, calibration)
@@ -250,7 +259,9 @@ class StereoFrontend:
         xy, scores, descriptors, right_row, similarity, disparity, sigma, before_row = outputs
 
         tracks = self._tracks(scores[0], before_row)
-        self._before, self._before_tracks = (xy[0], scores[0], descriptors[0]), tracks
+        # Copies: what the caller does to the results must not reach the next pair's tracks.
+        self._before = (xy[0].copy(), scores[0].copy(), descriptors[0].copy())
+        self._before_tracks = tracks.copy()
         left_index = np.flatnonzero(right_row >= 0)
         right_index = right_row[left_index]
         right_tracks = np.zeros_like(tracks)
@@ -292,7 +303,8 @@ class StereoFrontend:
         height, width = left.shape
         if min(height, width) < STRIDE + 2 * self.config.border:
             raise ValueError(f"a {width}x{height} image is too small for the network")
-        blocks = math.ceil(height / STRIDE) * math.ceil(width / STRIDE) * 16  # of 4x4 pixels
+        in_cell = (STRIDE // block_side(self.config.nms_radius)) ** 2
+        blocks = math.ceil(height / STRIDE) * math.ceil(width / STRIDE) * in_cell
         if self.config.max_keypoints > blocks:
             raise ValueError(
                 f"max_keypoints {self.config.max_keypoints} is more than a {width}x{height} image "

@@ -142,6 +142,21 @@ def test_openvino_refuses_an_engine_that_does_not_agree(pipeline, tmp_path):
     assert stored.read_bytes() != before
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"score_threshold": 0.9}, {"border": 38}, {"max_keypoints": 16, "height": 32, "width": 32}],
+)
+def test_an_engine_is_checked_whatever_the_settings(tmp_path, monkeypatch, caplog, settings):
+    """Settings under which the check's images give few keypoints or none refuse no good engine."""
+    monkeypatch.setenv("KP_ENGINE_CACHE", str(tmp_path))
+    size = settings.pop("height", HEIGHT), settings.pop("width", WIDTH)
+    config = FrontendConfig(backend="openvino", **({"max_keypoints": 64} | settings))
+    for _ in range(2):
+        StereoFrontend(config).warm_up(*size)
+    assert not caplog.records
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_an_impossible_choice_is_refused(pipeline):
     pipe, inputs = pipeline
     with pytest.raises(ValueError, match="unknown backend 'abacus'"):
@@ -157,7 +172,7 @@ def test_auto_takes_the_next_backend_and_says_why_once(pipeline, tmp_path, caplo
     module = backend_module("openvino")
 
     def fail(*_: object) -> None:
-        raise RuntimeError("no luck today")
+        raise Exception("no luck today")  # as torch_tensorrt raises
 
     monkeypatch.setattr(module, "build", fail)
     for name in ("tensorrt", "cuda"):

@@ -57,6 +57,16 @@ def test_tracks_start_anew_after_a_reset(frontend, pair):
     assert not set(anew.left.track_ids) & set(again.left.track_ids)
 
 
+def test_results_are_the_callers_own(pair):
+    frontend = StereoFrontend(CONFIG)
+    first = frontend(*pair)
+    ids = first.left.track_ids.copy()
+    first.left.keypoints[:] = 0
+    first.left.descriptors[:] = 0
+    first.left.track_ids[:] = 7
+    np.testing.assert_array_equal(frontend(*pair).left.track_ids, ids)
+
+
 def test_track_ids_stay_apart_when_the_size_changes_and_after_the_last(pair):
     frontend = StereoFrontend(CONFIG)
     before = frontend(*pair)
@@ -169,7 +179,17 @@ def test_views_that_are_not_contiguous_work(frontend, pair):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"nms_radius": 1}, {"max_keypoints": 0}, {"score_threshold": 2.0}, {"min_depth": -1.0}],
+    [
+        {"nms_radius": 1},
+        {"max_depth": 0.0, "min_depth": 0.0},
+        {"max_keypoints": "4"},
+        {"max_keypoints": 64.5},
+        {"max_motion": float("inf")},
+        {"threads": True},
+        {"max_keypoints": 0},
+        {"score_threshold": 2.0},
+        {"min_depth": -1.0},
+    ],
 )
 def test_bad_settings_are_refused(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):

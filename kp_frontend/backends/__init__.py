@@ -1,9 +1,8 @@
 """Engines that run the pipeline: one small file each, behind one interface.
 
 Each module has `unavailable() -> str | None`, why this machine cannot run it, and
-`build(pipeline, example, options) -> Backend`, which raises `RuntimeError` or `ImportError` where
-it fails all the same. `torch` is the reference: what another engine gives must agree with it
-(`agreement`), or the engine is not used.
+`build(pipeline, example, options) -> Backend`, which raises where it fails all the same. `torch` is
+the reference: what another engine gives must agree with it (`agreement`), or it is not used.
 """
 
 from __future__ import annotations
@@ -71,8 +70,8 @@ def make_backend(
         if reason is None:
             try:
                 return module.build(pipeline, example, options)
-            except (ImportError, RuntimeError) as error:
-                reason = str(error)
+            except Exception as error:  # whatever a library does, the next engine may serve
+                reason = f"{type(error).__name__}: {error}"
                 log.warning("backend %s failed: %s", choice, reason)
         reasons.append(f"{choice}: {reason}")
         log.info("backend %s is left out: %s", choice, reason)

@@ -35,11 +35,19 @@ class Agreement:
         return self.share >= LEAST_SHARE and self.cosine >= LEAST_COSINE
 
 
+def check_inputs(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Inputs of the pipeline for the check: fixed images, and every keypoint whatever its score."""
+    images, settings, *before = example
+    settings = settings.clone()
+    settings[0] = 0.0  # the score threshold
+    return (torch.from_numpy(check_images(*images.shape[1:])), settings, *before)
+
+
 def check_images(height: int, width: int) -> np.ndarray:
     """A fixed pair (2, H, W) uint8 for the check: rectangles of all sizes, 8 pixels disparity."""
     rng = np.random.default_rng(0)
     wide = np.full((height, width + 8), 128.0)
-    for _ in range(height * width // 600):
+    for _ in range(max(12, height * width // 600)):
         y, x = rng.integers(height), rng.integers(width + 8)
         h, w = rng.integers(3, 24, 2)
         wide[y : y + h, x : x + w] = rng.integers(20, 236)
@@ -61,11 +69,12 @@ def agreement(expected: list[np.ndarray], found: list[np.ndarray]) -> Agreement:
     for side in range(2):
         xy, scores, descriptors = (array[side] for array in expected[:3])
         strong = np.flatnonzero(scores > 0)
-        strong = strong[: max(1, len(strong) // 2)] if len(strong) else strong
+        strong = strong[: (len(strong) + 1) // 2]
         others = np.flatnonzero(found[1][side] > 0)
         if not len(strong) or not len(others):
-            distances.append(np.full(len(strong), np.inf))
-            cosines.append(np.zeros(len(strong)))
+            # Nothing where the reference has nothing is agreement.
+            distances.append(np.full(max(len(strong), len(others)), np.inf))
+            cosines.append(np.zeros(len(distances[-1])))
             continue
         apart = np.linalg.norm(xy[strong, None] - found[0][side][None, others], axis=-1)
         nearest = others[apart.argmin(1)]
@@ -73,7 +82,7 @@ def agreement(expected: list[np.ndarray], found: list[np.ndarray]) -> Agreement:
         cosines.append((descriptors[strong] * found[2][side][nearest]).sum(1))
     distance, cosine = np.concatenate(distances), np.concatenate(cosines)
     if not len(distance):
-        return Agreement(0.0, np.inf, 0.0)
+        return Agreement(1.0, 0.0, 1.0)
     near = distance <= NEAR
     return Agreement(
         float(near.mean()),

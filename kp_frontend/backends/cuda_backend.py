@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kp_frontend.backends import BackendOptions, choose_precision
-from kp_frontend.backends.agreement import check_images, reference, require
+from kp_frontend.backends.agreement import check_inputs, reference, require
 from kp_frontend.backends.cuda_graph import CudaGraphStep, gpu_unavailable
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -40,7 +40,7 @@ def build(pipeline: nn.Module, example: tuple[Tensor, ...], options: BackendOpti
     """
     precision = choose_precision(options.precision, "fp16", tuple(TYPES))
     on_gpu = copy.deepcopy(pipeline).cuda()
-    check = (torch.from_numpy(check_images(*example[0].shape[1:])), *example[1:])
+    check = check_inputs(example)
     expected = reference(on_gpu, check)
     on_gpu.network.to(TYPES[precision], memory_format=torch.channels_last)
     backend = CudaBackend(on_gpu, example, precision)

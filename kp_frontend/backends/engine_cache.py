@@ -25,7 +25,7 @@ MAGIC = b"kp_frontend engine 1\n"
 
 def default_folder() -> Path:
     """`$KP_ENGINE_CACHE`, or `kp_frontend` in the user's cache folder."""
-    if "KP_ENGINE_CACHE" in os.environ:
+    if os.environ.get("KP_ENGINE_CACHE"):
         return Path(os.environ["KP_ENGINE_CACHE"])
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "kp_frontend"
@@ -64,11 +64,10 @@ class EngineCache:
         head = _words(key) + hashlib.sha256(engine).hexdigest().encode()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
-                file.write(MAGIC + head + b"\n\n" + engine)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(file.name, self.path(key))
+            with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+                file = Path(folder) / "engine"
+                file.write_bytes(MAGIC + head + b"\n\n" + engine)
+                os.replace(file, self.path(key))
             engines = sorted(self.folder.glob("*.engine"), key=lambda p: p.stat().st_mtime)
             for old in engines[:-KEPT]:
                 old.unlink(missing_ok=True)
@@ -98,6 +97,11 @@ class EngineCache:
         ready = load(built)
         self.write(key, built)
         return ready
+
+
+def file_digest(path: str) -> str:
+    """Digest of a file: of the code that builds an engine, for the engine's key."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def _words(key: Mapping[str, str]) -> bytes:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kp_frontend.backends import BackendOptions, choose_precision
-from kp_frontend.backends.agreement import check_images, reference, require
+from kp_frontend.backends.agreement import check_inputs, reference, require
+from kp_frontend.backends.engine_cache import file_digest
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -81,7 +82,7 @@ def build(
     """Compile for the shapes of `example`; the conversion, which takes longest, is cached."""
     import openvino
 
-    check = (torch.from_numpy(check_images(*example[0].shape[1:])), *example[1:])
+    check = check_inputs(example)
     expected = reference(pipeline, check)
 
     def load(stored: bytes) -> OpenVinoBackend:
@@ -94,5 +95,6 @@ def build(
         "pipeline": pipeline.fingerprint(),
         "openvino": openvino.__version__,
         "torch": torch.__version__,
+        "built by": file_digest(__file__),
     }
     return options.cache.engine(key, lambda: convert(pipeline, example), load)

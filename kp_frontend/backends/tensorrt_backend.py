@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from kp_frontend.backends import BackendOptions, choose_precision
-from kp_frontend.backends.agreement import check_images, reference, require
+from kp_frontend.backends.agreement import check_inputs, reference, require
 from kp_frontend.backends.cuda_graph import CudaGraphStep, gpu_driver, gpu_unavailable
+from kp_frontend.backends.engine_cache import file_digest
 
+MOST_KEYPOINTS = 3840  # the largest K of TensorRT's top-K layer
 TYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -36,6 +38,8 @@ class TensorRtBackend:
         if self.engine is None:
             raise RuntimeError("TensorRT cannot read the engine")
         self.context = self.engine.create_execution_context()
+        if self.context is None:
+            raise RuntimeError("TensorRT has no memory for the engine's context")
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         is_input = {
             name: self.engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT for name in names
@@ -93,9 +97,12 @@ def build(
     """Take the engine from the cache, or build it: some minutes, once."""
     import torch_tensorrt
 
+    count = example[2].shape[0]
+    if count > MOST_KEYPOINTS:
+        raise RuntimeError(f"TensorRT picks {MOST_KEYPOINTS} keypoints at most, not {count}")
     precision = choose_precision(options.precision, "fp16", tuple(TYPES))
     on_gpu = copy.deepcopy(pipeline).cuda()
-    check = (torch.from_numpy(check_images(*example[0].shape[1:])), *example[1:])
+    check = check_inputs(example)
     expected = reference(on_gpu, check)
 
     def compile_engine() -> bytes:
@@ -125,6 +132,7 @@ def _key(pipeline: nn.Module, precision: str) -> dict[str, str]:
         "gpu": f"{properties.name}, {properties.major}.{properties.minor}, "
         f"{properties.multi_processor_count} multiprocessors",
         "driver": gpu_driver(),
+        "built by": file_digest(__file__),
         "cuda": str(torch.version.cuda),
         **{
             name: importlib.metadata.version(name)
