@@ -7,6 +7,7 @@ is that of a process of its own which does nothing else.
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import statistics
@@ -27,11 +28,18 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kp_frontend.backends import BACKENDS, BackendOptions, backend_module, openvino_backend
+from kp_frontend.backends import (
+    BACKENDS,
+    BackendOptions,
+    backend_module,
+    cuda_backend,
+    openvino_backend,
+)
 from kp_frontend.backends.torch_backend import TorchBackend
 from kp_frontend.doctor import machine
-from kp_frontend.frontend import FrontendConfig, StereoFrontend
+from kp_frontend.frontend import FrontendConfig, StereoFrontend, StereoPipeline
 from kp_frontend.network import SIZES, build_network, released_weights, save_network
+from kp_frontend.roofline import shortest_ms
 
 Call = Callable[[], object]
 FEATURES = 2048  # of ORB and SIFT; the front end has its own max_keypoints
@@ -61,6 +69,7 @@ class Subject:
     backend: str
     precision: str
     stages: dict[str, Call]
+    roofline_ms: float | None = None  # what the machine's measured peaks allow for the network
 
 
 def bench_pair(width: int, height: int) -> np.ndarray:
@@ -149,21 +158,66 @@ def ours(method: str, backend: str, images: np.ndarray) -> Subject:
             save_network(build_network(method), model)
         frontend = StereoFrontend(FrontendConfig(model=model, backend=backend))
     frontend.warm_up(*images.shape[1:])
+    precision = frontend.backend.split()[-1]
+    pipeline = StereoPipeline(frontend.network, frontend.config, *images.shape[1:]).eval()
+    batch = torch.from_numpy(images)[:, None].float()
     stages: dict[str, Call] = {}
-    height, width = images.shape[1:]
-    batch = F.pad(
-        torch.from_numpy(images)[:, None].float(), (0, -width % 16, 0, -height % 16), "replicate"
-    )
+    for stage, module in (("network", Network(pipeline)), ("network+detection", Found(pipeline))):
+        call = compiled(module, batch, backend, precision)
+        if call is not None:
+            stages[stage] = call
+    stages["total"] = lambda: frontend(*images)
+    shortest = None
+    if backend in ("torch", "cuda"):
+        where, kind = (
+            ("cuda", cuda_backend.TYPES[precision]) if backend == "cuda" else ("cpu", None)
+        )
+        network = copy.deepcopy(frontend.network).to(where, kind)
+        shortest = shortest_ms(network, F.pad(batch, pipeline.pad, "replicate").to(where, kind))
+    return Subject(Path(method).stem, backend, precision, stages, shortest)
+
+
+class Network(nn.Module):
+    """The network of a pipeline alone; of each result one number an image leaves the device."""
+
+    def __init__(self, pipeline: StereoPipeline) -> None:
+        super().__init__()
+        self.network, self.pad = pipeline.network, pipeline.pad
+
+    def forward(self, grey: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1, H, W) grey images in."""
+        logits, descriptors = self.network(F.pad(grey, self.pad, mode="replicate"))
+        return logits.float().amax((1, 2, 3)), descriptors.float().amax((1, 2, 3))
+
+
+class Found(nn.Module):
+    """The network and the detection of a pipeline."""
+
+    def __init__(self, pipeline: StereoPipeline) -> None:
+        super().__init__()
+        self.pipeline = pipeline
+        self.network = pipeline.network
+
+    def forward(self, grey: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 1, H, W) grey images in, keypoints out."""
+        return self.pipeline.features(grey)
+
+
+def compiled(module: nn.Module, batch: Tensor, backend: str, precision: str) -> Call | None:
+    """A part of the pipeline on a backend, ready to be called; None where it has no parts."""
     if backend == "torch":
-        network = TorchBackend(frontend.network)
-        stages["network"] = lambda: network(batch.numpy())
+        engine = TorchBackend(module.eval())
     elif backend == "openvino":
         engine = openvino_backend.compile_model(
-            openvino_backend.convert(frontend.network, (batch,)), BackendOptions()
+            openvino_backend.convert(module.eval(), (batch,)), BackendOptions(precision=precision)
         )
-        stages["network"] = lambda: engine.request.infer([batch.numpy()], share_inputs=True)
-    stages["total"] = lambda: frontend(*images)
-    return Subject(Path(method).stem, backend, frontend.backend.split()[-1], stages)
+    elif backend == "cuda":
+        on_gpu = copy.deepcopy(module).eval().cuda()
+        on_gpu.network.to(cuda_backend.TYPES[precision], memory_format=torch.channels_last)
+        engine = cuda_backend.CudaBackend(on_gpu, (batch,), precision)
+    else:  # TensorRT's engine is one piece
+        return None
+    return lambda: engine(batch.numpy())
 
 
 PEERS = {"orb": orb, "sift": sift, "superpoint_shape": superpoint_shape}
@@ -240,7 +294,11 @@ def memory(
 
 
 def ratios(rows: list[Row]) -> list[dict[str, str | float | None]]:
-    """How many times longer each peer takes than each of our engines, by size."""
+    """How many times longer each peer takes than each of our engines, by size.
+
+    `after_network` is the share of the call that is not the network, `of_roofline` the share of the
+    network's time that the machine's measured peaks would need.
+    """
     totals = {(r.method, r.backend, r.size): r.median_ms for r in rows if r.stage == "total"}
     found = []
     for (method, backend, size), mine in totals.items():
@@ -250,15 +308,14 @@ def ratios(rows: list[Row]) -> list[dict[str, str | float | None]]:
         for (other, _, other_size), median in totals.items():
             if other in PEERS and other_size == size:
                 row[other] = median / mine
-        network = next(
-            (
-                r.median_ms
-                for r in rows
-                if (r.method, r.backend, r.size, r.stage) == (method, backend, size, "network")
-            ),
-            None,
-        )
+        stages = {
+            r.stage: r.median_ms
+            for r in rows
+            if (r.method, r.backend, r.size) == (method, backend, size)
+        }
+        network, shortest = stages.get("network"), stages.get("roofline")
         row["after_network"] = None if network is None else 1 - network / mine
+        row["of_roofline"] = None if None in (network, shortest) else shortest / network
         found.append(row)
     return found
 
@@ -313,6 +370,19 @@ def run_bench(
             found = used[chosen[i]] if stage == "total" else None
             peak = found["peak_mb"] if found else None
             rows.append(Row(s.method, s.backend, s.precision, name, stage, median, p95, peak))
+        for s in subjects:
+            if s.roofline_ms is not None:
+                rows.append(
+                    Row(
+                        s.method,
+                        s.backend,
+                        s.precision,
+                        name,
+                        "roofline",
+                        *[s.roofline_ms] * 2,
+                        None,
+                    )
+                )
         report["rows"] = [vars(row) for row in rows]
         report["ratios"] = ratios(rows)
         if json_file:
@@ -334,7 +404,9 @@ def _print(
     if not ratio_rows:
         return
     names = list(ratio_rows[0])
-    table = Table(*names, title="peer's time / ours, and our share after the network")
+    table = Table(
+        *names, title="peer's time / ours; shares: of our call after the network, of the roofline"
+    )
     for row in ratio_rows:
         cells = ("" if v is None else v if isinstance(v, str) else f"{v:.2f}" for v in row.values())
         table.add_row(*cells)

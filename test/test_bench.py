@@ -10,6 +10,7 @@ import torch
 
 from kp_frontend.bench import Row, SuperPointShape, bench_pair, ratios
 from kp_frontend.cli import main
+from kp_frontend.roofline import count
 
 
 def test_doctor_reports_machine_ros_and_every_backend(tmp_path, capsys):
@@ -36,7 +37,9 @@ def test_bench_measures_methods_beside_each_other(tmp_path, capsys):
     rows = {(row["method"], row["stage"]): row for row in report["rows"]}
     assert set(rows) == {
         ("tiny", "network"),
+        ("tiny", "network+detection"),
         ("tiny", "total"),
+        ("tiny", "roofline"),
         ("orb", "total"),
         ("sift", "total"),
     }
@@ -47,6 +50,7 @@ def test_bench_measures_methods_beside_each_other(tmp_path, capsys):
     (ratio,) = report["ratios"]
     expected = rows["orb", "total"]["median_ms"] / rows["tiny", "total"]["median_ms"]
     assert ratio["orb"] == pytest.approx(expected)
+    assert ratio["of_roofline"] > 0
     assert set(report["machine"]) >= {"processor", "cores", "torch"}
 
 
@@ -54,12 +58,24 @@ def test_ratios_compare_only_what_has_one_size():
     rows = [
         Row("tiny", "torch", "fp32", "a", "network", 6.0, 7.0, None),
         Row("tiny", "torch", "fp32", "a", "total", 10.0, 11.0, 100.0),
+        Row("tiny", "torch", "fp32", "a", "roofline", 3.0, 3.0, None),
         Row("orb", "opencv", "uint8", "a", "total", 30.0, 31.0, 50.0),
         Row("orb", "opencv", "uint8", "b", "total", 99.0, 99.0, 50.0),
     ]
     (row,) = ratios(rows)
     assert row["orb"] == 3.0
     assert row["after_network"] == pytest.approx(0.4)
+    assert row["of_roofline"] == pytest.approx(0.5)
+    assert ratios(rows[1:2])[0]["after_network"] is None
+
+
+def test_the_roofline_counts_operations_and_bytes():
+    layer = torch.nn.Conv2d(4, 8, 3, padding=1, bias=False)
+    operations, moved = count(
+        torch.nn.Sequential(layer, torch.nn.ReLU()), torch.zeros(1, 4, 16, 16)
+    )
+    assert operations == 2 * 8 * 4 * 9 * 16 * 16
+    assert moved == 4 * (8 * 4 * 9 + (4 + 8) * 16 * 16)  # weights, input, output; ReLU is fused
 
 
 def test_the_superpoint_shape_costs_what_superpoint_does():
