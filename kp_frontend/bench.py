@@ -148,8 +148,8 @@ def superpoint_shape(images: np.ndarray) -> Subject:
     return Subject("superpoint_shape", "torch", "fp32", {"total": total})
 
 
-def ours(method: str, backend: str, images: np.ndarray) -> Subject:
-    """The front end, and the network alone on the same engine where that can be taken apart."""
+def ours(method: str, backend: str, images: np.ndarray, parts: bool) -> Subject:
+    """The front end, with `parts` also its stages where the engine can be taken apart."""
     with tempfile.TemporaryDirectory() as folder:
         model = method
         if method in SIZES and method not in released_weights():  # untrained, it costs the same
@@ -159,22 +159,27 @@ def ours(method: str, backend: str, images: np.ndarray) -> Subject:
         frontend = StereoFrontend(FrontendConfig(model=model, backend=backend))
     frontend.warm_up(*images.shape[1:])
     precision = frontend.backend.split()[-1]
+    stages: dict[str, Call] = {"total": lambda: frontend(*images)}
+    subject = Subject(Path(method).stem, backend, precision, stages)
+    if parts:
+        add_parts(subject, frontend, images)
+    return subject
+
+
+def add_parts(subject: Subject, frontend: StereoFrontend, images: np.ndarray) -> None:
+    """The network and the detection as stages of their own, and the network's roofline."""
     pipeline = StereoPipeline(frontend.network, frontend.config, *images.shape[1:]).eval()
     batch = torch.from_numpy(images)[:, None].float()
-    stages: dict[str, Call] = {}
     for stage, module in (("network", Network(pipeline)), ("network+detection", Found(pipeline))):
-        call = compiled(module, batch, backend, precision)
+        call = compiled(module, batch, subject.backend, subject.precision)
         if call is not None:
-            stages[stage] = call
-    stages["total"] = lambda: frontend(*images)
-    shortest = None
-    if backend in ("torch", "cuda"):
-        where, kind = (
-            ("cuda", cuda_backend.TYPES[precision]) if backend == "cuda" else ("cpu", None)
-        )
-        network = copy.deepcopy(frontend.network).to(where, kind)
-        shortest = shortest_ms(network, F.pad(batch, pipeline.pad, "replicate").to(where, kind))
-    return Subject(Path(method).stem, backend, precision, stages, shortest)
+            subject.stages[stage] = call
+    if subject.backend in ("torch", "cuda"):
+        device = "cuda" if subject.backend == "cuda" else "cpu"
+        kind = cuda_backend.TYPES[subject.precision]
+        network = copy.deepcopy(frontend.network).to(device, kind)
+        padded = F.pad(batch, pipeline.pad, "replicate").to(device, kind)
+        subject.roofline_ms = shortest_ms(network, padded)
 
 
 class Network(nn.Module):
@@ -223,9 +228,9 @@ def compiled(module: nn.Module, batch: Tensor, backend: str, precision: str) -> 
 PEERS = {"orb": orb, "sift": sift, "superpoint_shape": superpoint_shape}
 
 
-def make_subject(method: str, backend: str, images: np.ndarray) -> Subject:
-    """A method on a backend, ready to be timed."""
-    return PEERS[method](images) if method in PEERS else ours(method, backend, images)
+def make_subject(method: str, backend: str, images: np.ndarray, parts: bool) -> Subject:
+    """A method on a backend, ready to be called."""
+    return PEERS[method](images) if method in PEERS else ours(method, backend, images, parts)
 
 
 def time_all(subjects: list[Subject], rounds: int) -> dict[tuple[int, str], list[float]]:
@@ -256,7 +261,7 @@ def _memory_mb(name: str) -> float:
 
 
 def _memory(method: str, backend: str, size: tuple[int, int], calls: int, pipe: Connection) -> None:
-    subject = make_subject(method, backend, bench_pair(*size))
+    subject = make_subject(method, backend, bench_pair(*size), parts=False)
     settled = 0.0
     for i in range(calls):
         subject.stages["total"]()
@@ -357,7 +362,7 @@ def run_bench(
         images = bench_pair(*size)
         name = f"{size[0]}x{size[1]}"
         chosen = [(m, b) for m in methods for b in (["opencv"] if m in PEERS else usable)]
-        subjects = [make_subject(m, b, images) for m, b in chosen]
+        subjects = [make_subject(m, b, images, parts=True) for m, b in chosen]
         took = time_all(subjects, rounds)
         used = {c: memory(*c, size, memory_calls) if memory_calls else None for c in chosen}
         for (method, backend), found in used.items():
@@ -372,17 +377,8 @@ def run_bench(
             rows.append(Row(s.method, s.backend, s.precision, name, stage, median, p95, peak))
         for s in subjects:
             if s.roofline_ms is not None:
-                rows.append(
-                    Row(
-                        s.method,
-                        s.backend,
-                        s.precision,
-                        name,
-                        "roofline",
-                        *[s.roofline_ms] * 2,
-                        None,
-                    )
-                )
+                who = (s.method, s.backend, s.precision, name, "roofline")
+                rows.append(Row(*who, s.roofline_ms, s.roofline_ms, None))
         report["rows"] = [vars(row) for row in rows]
         report["ratios"] = ratios(rows)
         if json_file:

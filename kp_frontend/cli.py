@@ -30,14 +30,15 @@ def _node(arguments: argparse.Namespace) -> None:
 
 
 def _label(arguments: argparse.Namespace) -> None:
-    from kp_training.labels import label_folder
-    from kp_training.relabel import relabel_folder
-
     if arguments.model:
+        from kp_training.relabel import relabel_folder
+
         labels, unreadable = relabel_folder(
             arguments.images, arguments.out, arguments.model, arguments.device
         )
     else:
+        from kp_training.labels import label_folder
+
         labels, unreadable = label_folder(arguments.images, arguments.out)
     for path in unreadable:
         print(f"left out, cannot be read: {path}")
@@ -137,6 +138,8 @@ def _rate(text: str) -> float:
 
 
 def _device(text: str) -> str:
+    if text == "cpu":  # always there, and torch takes seconds to import
+        return text
     import torch
 
     try:

@@ -54,19 +54,6 @@ def unpack(peaks: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
     return level / LEVELS, place - y * side, y
 
 
-def neighbours(grid: Tensor, reach: int) -> list[Tensor]:
-    """`grid` (B, h, w) shifted to each place of its (2 reach + 1)^2 window but the middle."""
-    padded = F.pad(grid, (reach, reach, reach, reach))
-    height, width = grid.shape[1:]
-    steps = range(2 * reach + 1)
-    return [
-        padded[:, dy : dy + height, dx : dx + width]
-        for dy in steps
-        for dx in steps
-        if (dy, dx) != (reach, reach)
-    ]
-
-
 def suppress(peaks: Tensor, radius: int, rounds: int = 2) -> Tensor:
     """Non-maximum suppression among the blocks' peaks (B, h, w): all but the kept ones set to 0.
 

@@ -216,13 +216,17 @@ class StereoFrontend:
 
     def reset(self) -> None:
         """Forget the previous pair: every keypoint of the next one starts a new track."""
+        self._before = self._nothing_before()
+        self._before_tracks = np.zeros(self.config.max_keypoints, np.uint32)
+
+    def _nothing_before(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The results of a previous pair that had no keypoints."""
         count, dim = self.config.max_keypoints, self.network.config.descriptor_dim
-        self._before = (
+        return (
             np.zeros((count, 2), np.float32),
             np.zeros(count, np.float32),
             np.zeros((count, dim), np.float32),
         )
-        self._before_tracks = np.zeros(count, np.uint32)
 
     def warm_up(self, height: int, width: int) -> None:
         """Compile for an image size and run once."""
@@ -314,12 +318,12 @@ class StereoFrontend:
 
     def blank_inputs(self, width: int) -> tuple[np.ndarray, ...]:
         """The pipeline's inputs beside the images, without calibration and previous pair."""
-        self.reset()
-        return (self._settings(width, None), *self._before)
+        return (self._settings(width, None), *self._nothing_before())
 
     def _backend_for(self, height: int, width: int) -> Backend:
         if self._backend is None or self._size != (height, width):
             pipeline = StereoPipeline(self.network, self.config, height, width).eval()
+            self.reset()
             blank = np.zeros((2, height, width), np.uint8)
             tensors = tuple(torch.from_numpy(a) for a in (blank, *self.blank_inputs(width)))
             options = BackendOptions(self.config.threads, self.config.precision)

@@ -7,6 +7,7 @@ the same run: a large matrix product and a large copy.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -62,6 +63,7 @@ def _seconds(call: Callable[[], object], device: str) -> float:
     return statistics.median(took)
 
 
+@functools.cache
 def peaks(device: str, dtype: torch.dtype) -> tuple[float, float]:
     """Operations a second of a large matrix product, and bytes a second of a large copy."""
     side = SIDE[device]

@@ -76,6 +76,18 @@ def sift_keypoints(image: np.ndarray, most: int) -> np.ndarray:
     return rows[np.argsort(-rows[:, 2], kind="stable")[:most]]
 
 
+def random_homography(
+    height: int, width: int, move: float, scale: float, rng: np.random.Generator
+) -> np.ndarray:
+    """A view of an image, (3, 3): rotated by up to 20 degrees about its centre, scaled, and each
+    corner moved by up to `move` of the image's size."""
+    corners = np.float32([[0, 0], [width, 0], [width, height], [0, height]])
+    turn = cv2.getRotationMatrix2D((width / 2, height / 2), rng.uniform(-20, 20), scale)
+    moved = corners @ turn[:, :2].T + turn[:, 2]
+    moved += rng.uniform(-move, move, (4, 2)) * [width, height]
+    return cv2.getPerspectiveTransform(corners, np.float32(moved))
+
+
 def repeat_share(image: np.ndarray, xy: np.ndarray, most: int, views: int, seed: int) -> np.ndarray:
     """Share of random views, (N,), in which SIFT has a keypoint within 1.5 px of each point.
 
@@ -84,13 +96,9 @@ def repeat_share(image: np.ndarray, xy: np.ndarray, most: int, views: int, seed:
     """
     rng = np.random.default_rng(seed)
     height, width = image.shape
-    corners = np.float32([[0, 0], [width, 0], [width, height], [0, height]])
     seen, found = np.zeros(len(xy)), np.zeros(len(xy))
     for _ in range(views):
-        turn = cv2.getRotationMatrix2D((width / 2, height / 2), rng.uniform(-20, 20), 1.0)
-        moved = corners @ turn[:, :2].T + turn[:, 2]
-        moved += rng.uniform(-0.12, 0.12, (4, 2)) * [width, height]
-        matrix = cv2.getPerspectiveTransform(corners, np.float32(moved))
+        matrix = random_homography(height, width, 0.12, 1.0, rng)
         view = cv2.warpPerspective(image, matrix, (width, height)).astype(np.float32) / 255
         view = view ** np.exp(rng.uniform(-0.5, 0.5)) + rng.normal(0, 0.01, view.shape)
         view = np.uint8(np.clip(view, 0, 1) * 255)

@@ -26,8 +26,14 @@ from kp_frontend.detection import (
     top_keypoints,
 )
 from kp_frontend.network import STRIDE, KeypointNetwork, load_network
-from kp_training.labels import Labels, check_writable, find_images, write_labels
-from kp_training.views import photometric, sample, transform
+from kp_training.labels import (
+    Labels,
+    check_writable,
+    find_images,
+    random_homography,
+    write_labels,
+)
+from kp_training.views import native_bf16, photometric, sample, transform
 
 BORDER = 6  # of a view, pixels, in which responses do not count: the network sees its edge there
 SAME = 1.5  # pixels within which a keypoint of a view is the same
@@ -37,14 +43,10 @@ LOWEST_PEAK = 0.005  # of the averaged heatmap, that is labelled
 
 def random_views(height: int, width: int, count: int, rng: np.random.Generator) -> Tensor:
     """Homographies image -> view, (count, 3, 3) float32; the first is the identity."""
-    corners = np.float32([[0, 0], [width, 0], [width, height], [0, height]])
     matrices = [np.eye(3)]
     for _ in range(count - 1):
         scale = np.exp(rng.uniform(-0.3, 0.2))
-        turn = cv2.getRotationMatrix2D((width / 2, height / 2), rng.uniform(-20, 20), scale)
-        moved = corners @ turn[:, :2].T + turn[:, 2]
-        moved += rng.uniform(-0.1, 0.1, (4, 2)) * [width, height]
-        matrices.append(cv2.getPerspectiveTransform(corners, np.float32(moved)))
+        matrices.append(random_homography(height, width, 0.1, scale, rng))
     return torch.from_numpy(np.float32(matrices))
 
 
@@ -72,8 +74,7 @@ def adapted_keypoints(
     seen[1:] = photometric(
         seen[1:], torch.from_numpy(rng.random((views - 1, 8), np.float32)).to(image.device)
     )
-    bf16 = image.device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    with torch.autocast(image.device.type, torch.bfloat16, bf16):
+    with torch.autocast(image.device.type, torch.bfloat16, native_bf16(image.device.type)):
         logits = network(seen.contiguous(memory_format=torch.channels_last))[0]
     heat = heatmap(logits)
     place = transform(to_view, pixels)

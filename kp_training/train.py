@@ -37,7 +37,14 @@ from kp_frontend.network import (
 from kp_training.data import PairDataset, ViewConfig
 from kp_training.labels import Labels, label_folder, load_labels
 from kp_training.losses import descriptor_loss, detector_loss, keypoint_target
-from kp_training.views import displacement, photometric, sample, warp_image, warp_points
+from kp_training.views import (
+    displacement,
+    native_bf16,
+    photometric,
+    sample,
+    warp_image,
+    warp_points,
+)
 
 CONFIG_DIR = Path(__file__).parent / "config"
 
@@ -275,8 +282,7 @@ def train(
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
     )
-    # bf16 is a gain where the processor multiplies it natively.
-    bf16 = device != "cpu" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    bf16 = native_bf16(device)
     step, best = 0, math.inf
     if (out / "last.safetensors").is_file():
         progress = load_checkpoint(out / "last.safetensors", ema, network, optimizer)

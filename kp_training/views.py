@@ -7,6 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def native_bf16(device: str) -> bool:
+    """Whether the training device multiplies bf16 natively, so that it is a gain."""
+    return device != "cpu" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
 def displacement(relief: Tensor, blocky: Tensor, height: int, width: int) -> Tensor:
     """Displacement along the row at each pixel of a view, (B, H, W), from coarse maps (B, h, w).
 

@@ -67,14 +67,15 @@ def make_backend(
     for choice in BACKENDS if name == "auto" else (name,):
         module = backend_module(choice)
         reason = module.unavailable()
-        if reason is None:
+        if reason is not None:
+            log.info("backend %s is left out: %s", choice, reason)
+        else:
             try:
                 return module.build(pipeline, example, options)
             except Exception as error:  # whatever a library does, the next engine may serve
                 reason = f"{type(error).__name__}: {error}"
                 log.warning("backend %s failed: %s", choice, reason)
         reasons.append(f"{choice}: {reason}")
-        log.info("backend %s is left out: %s", choice, reason)
     raise ValueError("no usable backend: " + "; ".join(reasons))
 
 
