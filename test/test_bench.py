@@ -95,8 +95,6 @@ def test_the_pair_has_the_size_asked_for():
 @pytest.mark.parametrize(
     "command",
     [
-        "bench --sizes 640",
-        "bench --sizes 10x10",
         "bench --backends abacus",
         "bench --sizes 320x240 --methods nothing --backends torch",
         "doctor --model nothing",

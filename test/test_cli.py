@@ -74,6 +74,8 @@ def test_a_mistake_ends_in_one_line(folder, capfd, command):
         "train --images x --out y --device abacus",
         "evaluate middlebury x --out y --max-keypoints 0",
         "bench --rounds 0",
+        "bench --sizes 640",
+        "bench --sizes 640x480,10x10",
     ],
 )
 def test_a_wrong_option_is_refused(command, capfd):

@@ -9,14 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from kp_training.evaluation import (
-    Scene,
-    average_precision,
-    evaluate_middlebury,
-    load_scenes,
-    read_disparity,
-    scene_metrics,
-)
+from kp_training.evaluation.metrics import average_precision, scene_metrics
+from kp_training.evaluation.middlebury import evaluate_middlebury
+from kp_training.evaluation.scenes import Scene, load_scenes, read_disparity
 
 MIDDLEBURY = Path(__file__).parents[2] / "shared/data/middlebury"
 

@@ -1,0 +1,1 @@
+"""How good features are, measured: any method on Middlebury's scenes."""
