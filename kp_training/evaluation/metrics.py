@@ -12,6 +12,10 @@ descriptors without epipolar help):
 - `descriptor_map`: area under the precision-recall curve of the nearest-neighbour matches ranked
   by descriptor distance (DeTone et al., 2018); recall counts the left keypoints with a right
   keypoint within 3 px of their true place.
+- `stereo_accuracy`: share of the matches that the front end publishes, of those whose left keypoint
+  has ground truth, with |d - d_gt| <= 3 px, d being the published (refined) disparity;
+  `stereo_matches` all published ones, `stereo_correct_matches` the right ones, `stereo_error_px`
+  their median |d - d_gt|. Their rows are within 2 px by the front end's own limit.
 - `inference_ms`: detection and description of one image.
 """
 
@@ -21,7 +25,11 @@ import numpy as np
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
+from kp_frontend.frontend import StereoFeatures
 from kp_training.evaluation.scenes import Scene
+
+ROW_TOLERANCE = 2.0  # rows of a right match differ by no more, pixels
+DISPARITY_TOLERANCE = 3.0  # disparity of a right match is off by no more, pixels
 
 METRICS = (
     "matching_accuracy",
@@ -38,6 +46,43 @@ METRICS = (
 def _share(right: np.ndarray) -> float:
     """Share of what is right, (N,) bool; 0 of nothing, for nothing was found."""
     return float(right.mean()) if right.size else 0.0
+
+
+def at_pixels(image: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """Values of an image (H, W) at the pixels nearest to points (N, 2), (N,)."""
+    height, width = image.shape
+    column, row = np.rint(xy).astype(int).T
+    return image[row.clip(0, height - 1), column.clip(0, width - 1)]
+
+
+def stereo_metrics(
+    left_xy: np.ndarray, disparity: np.ndarray, truth: np.ndarray
+) -> dict[str, float | int | None]:
+    """Metrics of stereo matches with a disparity each: `stereo_*`, see above.
+
+    Args:
+        left_xy: (M, 2) places of the matches in the left image.
+        disparity: (M,) of the matches, pixels.
+        truth: (H, W) true disparity of the left image, NaN where unknown.
+    """
+    error = np.abs(disparity - at_pixels(truth, left_xy))
+    correct = error <= DISPARITY_TOLERANCE
+    return {
+        "stereo_accuracy": _share(correct[np.isfinite(error)]),
+        "stereo_matches": len(disparity),
+        "stereo_correct_matches": int(correct.sum()),
+        "stereo_error_px": float(np.median(error[correct])) if correct.any() else None,
+    }
+
+
+def published_metrics(features: StereoFeatures, truth: np.ndarray) -> dict[str, float | int | None]:
+    """`stereo_metrics` of what the front end publishes about a pair.
+
+    Args:
+        truth: (H, W) true disparity of the left image, NaN where unknown.
+    """
+    left_xy = features.left.keypoints[features.left_index]
+    return stereo_metrics(left_xy, features.disparity, truth)
 
 
 def scene_metrics(scene: Scene, left: tuple, right: tuple) -> dict[str, float | None]:
