@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import yaml
 import zstandard
 from rosbags.highlevel import AnyReader, AnyReaderError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -38,18 +38,30 @@ class Camera:
         zero = np.zeros
         return cls(width, height, zero((3, 3)), zero(0), zero((3, 3)), zero((3, 4)), "")
 
-    def maps(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where each rectified pixel lies in the raw image, for `cv2.remap`.
+    @property
+    def distorted(self) -> bool:
+        """Whether the raw image differs from the rectified one."""
+        return bool(self.d.any()) or not np.allclose(self.k, self.p[:, :3])
+
+    def rectify(self, image: np.ndarray) -> np.ndarray:
+        """The rectified image of a raw one, bilinear, black where the raw one has nothing.
 
         Raises:
-            ValueError: a distortion model that is not `plumb_bob` or `rational_polynomial`.
+            ValueError: a distortion model that is not known, or no calibration.
         """
-        if self.model not in ("plumb_bob", "rational_polynomial"):
-            raise ValueError(f"images with distortion model {self.model!r} cannot be rectified")
         size = (self.width, self.height)
-        return cv2.initUndistortRectifyMap(
-            self.k, self.d, self.r, self.p[:, :3], size, cv2.CV_32FC1
-        )
+        if not self.p[0, 0] > 0 or not self.k[0, 0] > 0:
+            raise ValueError("raw images without a calibration cannot be rectified")
+        if image.shape[::-1] != size:
+            raise ValueError(f"camera_info is for {size}, the image is {image.shape[::-1]}")
+        if self.model in ("equidistant", "fisheye"):
+            make, d = cv2.fisheye.initUndistortRectifyMap, self.d[:4]
+        elif self.model in ("plumb_bob", "rational_polynomial"):
+            make, d = cv2.initUndistortRectifyMap, self.d
+        else:
+            raise ValueError(f"images with distortion model {self.model!r} cannot be rectified")
+        maps = make(self.k, d, self.r, self.p[:, :3], size, cv2.CV_32FC1)
+        return cv2.remap(image, *maps, cv2.INTER_LINEAR)
 
 
 @dataclass(frozen=True)
@@ -71,10 +83,33 @@ class StereoFrame:
     camera: str = ""
 
     def calibration(self) -> StereoCalibration | None:
-        """Of the rectified pair; None where it is not calibrated."""
+        """Of the rectified pair; None where it is not calibrated.
+
+        Raises:
+            ValueError: the cameras are for another size, or have no baseline.
+        """
         if self.cameras is None or not self.cameras[0].p.any():
             return None
+        for camera in self.cameras:
+            size = (camera.width, camera.height)
+            if size not in ((0, 0), self.left.shape[::-1]):
+                raise ValueError(
+                    f"camera_info is for {size}, the images are {self.left.shape[::-1]}"
+                )
         return StereoCalibration.from_projections(self.cameras[0].p, self.cameras[1].p)
+
+    def rectified(self) -> StereoFrame:
+        """The pair with its raw images rectified.
+
+        Raises:
+            ValueError: they cannot be.
+        """
+        if self.cameras is None:
+            raise ValueError("raw images without camera_info cannot be rectified")
+        images = (c.rectify(i) for c, i in zip(self.cameras, (self.left, self.right), strict=True))
+        cameras = tuple(Camera.rectified(c.width, c.height, c.p) for c in self.cameras)
+        left, right = images
+        return replace(self, left=left, right=right, cameras=cameras)
 
 
 @dataclass

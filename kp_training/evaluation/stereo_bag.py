@@ -106,9 +106,7 @@ def _image_pairs(bag: Bag) -> list[tuple[str, str]]:
     return []
 
 
-def pair_stamps(
-    left: np.ndarray, right: np.ndarray, slop: int = 0
-) -> list[tuple[int, int]]:
+def pair_stamps(left: np.ndarray, right: np.ndarray, slop: int = 0) -> list[tuple[int, int]]:
     """Which images are pairs: each other's nearest stamp, at most `slop` apart.
 
     Args:
@@ -214,6 +212,7 @@ class StereoBag:
     bag: Bag
     topics: StereoTopics
     slop: float = 0.0  # seconds that stamps of a pair may differ by
+    raw: bool = False  # images are not rectified: frames are, by their camera_info
     skipped: list[str] = field(default_factory=list)
     images: dict[str, int] = field(default_factory=dict)
     unpaired: dict[str, list[int]] = field(default_factory=dict)
@@ -277,31 +276,55 @@ class StereoBag:
                 if frame is not None:
                     yield frame
 
+    def camera_at(self, side: int, stamp: int) -> Camera | None:
+        """The left (0) or right (1) camera at a time; None if the bag has no camera_info."""
+        return self._infos[side].at(stamp)
+
     def _frame(self, n: int, raws: dict[str, bytes]) -> StereoFrame | None:
         t, stamp = self.topics, self.stamps[n]
         try:
             messages = [self.bag.read(topic, raws[topic]) for topic in (t.left, t.right)]
             left, right = map(grey_image, messages)
             if left.shape != right.shape:
-                raise ValueError(f"left is {left.shape}, right {right.shape}")
+                raise ValueError(f"the left image is {left.shape}, the right one {right.shape}")
         except ValueError as error:
             self.skipped.append(f"{stamp_text(stamp)}: {error}")
             return None
-        disparity = None
-        if t.disparity in raws:
-            try:
-                disparity = true_disparity(self.bag.read(t.disparity, raws[t.disparity]))
-                if disparity.shape != left.shape:
-                    size = disparity.shape
-                    disparity = None
-                    raise ValueError(f"the disparity map is {size}, the image {left.shape}")
-            except ValueError as error:
-                self.skipped.append(f"{stamp_text(stamp)}: without ground truth: {error}")
-        cameras = tuple(i.at(stamp_of(raws[n])) for i, n in zip(self._infos, (t.left, t.right), strict=True))
-        return StereoFrame(
-            stamp, left, right, None if None in cameras else cameras, disparity,
-            self._poses.get(stamp), messages[0].header.frame_id,
-        )  # fmt: skip
+        cameras = tuple(
+            self.camera_at(side, stamp_of(raws[topic]))
+            for side, topic in enumerate((t.left, t.right))
+        )
+        frame = StereoFrame(
+            stamp,
+            left,
+            right,
+            None if None in cameras else cameras,
+            self._disparity(stamp, raws.get(t.disparity), left.shape),
+            self._poses.get(stamp),
+            messages[0].header.frame_id,
+        )
+        if self.raw:
+            return frame.rectified()
+        if "raw" in t.left and frame.cameras and frame.cameras[0].distorted:
+            raise ValueError(
+                f"{t.left} is not rectified, says its camera_info: give --raw to have it rectified"
+            )
+        return frame
+
+    def _disparity(
+        self, stamp: int, raw: bytes | None, shape: tuple[int, int]
+    ) -> np.ndarray | None:
+        """The true disparity of a pair, if there is one that fits it."""
+        if raw is None:
+            return None
+        try:
+            disparity = true_disparity(self.bag.read(self.topics.disparity, raw))
+            if disparity.shape != shape:
+                raise ValueError(f"the disparity map is {disparity.shape}, the image {shape}")
+        except ValueError as error:
+            self.skipped.append(f"{stamp_text(stamp)}: without ground truth: {error}")
+            return None
+        return disparity
 
 
 class Infos:
@@ -322,4 +345,3 @@ class Infos:
 def stamp_text(stamp: int) -> str:
     """A stamp in seconds, with all its digits."""
     return f"{stamp // 1_000_000_000}.{stamp % 1_000_000_000:09d}"
-
