@@ -26,6 +26,8 @@ from kp_training.evaluation.stream import GRID, NEIGHBOURS, Row, StreamMetrics
 # Features of a frame and the milliseconds they took, or None if there are none.
 Source = Callable[[StereoFrame], tuple[StereoFeatures, float | None] | None]
 HISTOGRAM_PX = 10.0  # of row errors; the last bin has all that is beyond
+# A left image, its features, and its true disparity if there is one.
+Example = tuple[np.ndarray, StereoFeatures, np.ndarray | None]
 TEMPORAL = ("track_survival", "match_survival", "temporal_repeatability",
             "temporal_repeatability_1px", "track_accuracy")  # fmt: skip
 
@@ -35,7 +37,7 @@ class Run:
     """What one way of making the features gave.
 
     `rows` metrics by stamp, `previous` the stamp that a pair's temporal metrics refer to,
-    `missing` stamps of pairs without features.
+    `missing` stamps of pairs without features, `example` a pair from the middle to be shown.
     """
 
     rows: dict[int, Row] = field(default_factory=dict)
@@ -44,6 +46,7 @@ class Run:
     missing: list[int] = field(default_factory=list)
     cameras: dict[int, str] = field(default_factory=dict)
     backend: str = ""
+    example: Example | None = None
 
     def finish(self, metrics: StreamMetrics) -> None:
         """Take what was collected over the pairs."""
@@ -54,7 +57,7 @@ class Run:
 def measure(frames: Iterator[StereoFrame], source: Source, total: int, words: str) -> Run:
     """Metrics of all frames with the features of a source."""
     metrics, run = StreamMetrics(), Run()
-    for frame in track(frames, words, total=total):
+    for number, frame in enumerate(track(frames, words, total=total)):
         run.cameras[frame.stamp] = frame.camera
         found = source(frame)
         if found is None:
@@ -63,6 +66,8 @@ def measure(frames: Iterator[StereoFrame], source: Source, total: int, words: st
         features, milliseconds = found
         row = metrics.add(frame.stamp, frame.camera, features, frame.left, frame.disparity)
         run.rows[frame.stamp] = row | {"latency_ms": milliseconds}
+        if number <= total // 2:
+            run.example = (frame.left, features, frame.disparity)
     run.finish(metrics)
     return run
 
@@ -105,7 +110,7 @@ def evaluate_bag(
     raw: bool = False,
     live: bool = False,
     rate: float = 1.0,
-) -> dict:
+) -> tuple[dict, Example | None]:
     """Evaluate a bag; live, the same features are also computed here and compared.
 
     Args:
@@ -116,7 +121,7 @@ def evaluate_bag(
         rate: of playing live, times as fast as recorded.
 
     Returns:
-        The contents of metrics.json.
+        The contents of metrics.json, and a pair to be shown if there are images.
 
     Raises:
         ValueError: the bag cannot be read, or has not what is asked for.
@@ -126,7 +131,7 @@ def evaluate_bag(
         if topics.left is None:
             if live:
                 raise ValueError(f"{path} has features only: there are no images to play")
-            return _recorded_alone(bag, topics)
+            return _recorded_alone(bag, topics), None
         camera = StereoBag(bag, topics, slop, raw)
         total = len(camera.stamps)
         if topics.features is not None and not live:
@@ -138,7 +143,7 @@ def evaluate_bag(
                 "recorded features",
             )
             runs = {"recorded": run}
-            return _result(bag, topics, runs, *_images(camera, config, runs))
+            return _result(bag, topics, runs, *_images(camera, config, runs)), run.example
         source = Offline(config, camera.skipped)
         offline = measure(camera.frames(), source, total, "offline")
         if not offline.rows:
@@ -146,7 +151,8 @@ def evaluate_bag(
         offline.backend = source.frontend.backend
         runs = {Path(config.model).stem: offline}
         if not live:
-            return _result(bag, topics, runs, *_images(camera, config, runs))
+            result = _result(bag, topics, runs, *_images(camera, config, runs))
+            return result, offline.example
         from kp_training.evaluation.live import play  # only here: DDS
 
         said = list(camera.skipped)
@@ -172,7 +178,7 @@ def evaluate_bag(
             "node": played.counts,
             "agreement": agreement(offline, run),
         }
-        return result
+        return result, run.example
 
 
 def recorded_features(bag: Bag, topic: str, skipped: list[str]) -> dict[int, StereoFeatures]:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from kp_frontend.cli import add_command, count
+from kp_training.evaluation import bag_commands
 
 
 def _middlebury(arguments: argparse.Namespace) -> None:
@@ -52,3 +53,4 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="comma-separated: sift, orb, a network's name or weights file",
     )
     middlebury.add_argument("--max-keypoints", type=count, default=2048)
+    bag_commands.add_evaluations(kinds)
