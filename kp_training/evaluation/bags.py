@@ -70,6 +70,8 @@ class Bag:
         if self.path.is_dir():
             if not (self.path / "metadata.yaml").is_file():
                 raise ReaderError("the folder has no metadata.yaml")
+            for file in self.path.glob("*.db3"):
+                _check_length(file)
             return self.path
         readers = {".mcap": _mcap_topics, ".db3": _sqlite_topics}
         if self.path.suffix not in readers:
@@ -239,12 +241,11 @@ def _mcap_topics(path: Path) -> dict:
         file.open()
         if not file.channels:  # written without an index
             file.meta_scan()
+        if file.statistics is None:
+            raise ReaderError("it has no statistics record: mend it with `mcap recover`")
         counts = dict.fromkeys(file.channels, 0)
-        for chunk in file.chunks:
-            for channel, count in chunk.channel_count.items():
-                counts[channel] += count
-        start = min((c.message_start_time for c in file.chunks), default=0)
-        end = max((c.message_end_time for c in file.chunks), default=0)
+        counts |= dict(struct.iter_unpack("<HQ", file.statistics.channel_message_counts))
+        start, end = file.statistics.start_time, file.statistics.end_time
         topics = [(c.topic, c.schema, counts[key]) for key, c in file.channels.items()]
     finally:
         if file.bio:
@@ -252,7 +253,24 @@ def _mcap_topics(path: Path) -> dict:
     return _information("mcap", start, end, topics)
 
 
+def _check_length(path: Path) -> None:
+    """Sqlite itself does not notice that the end of a file is missing until it reads there.
+
+    Raises:
+        ReaderError: the file is shorter than its header says.
+    """
+    with path.open("rb") as file:
+        header = file.read(100)
+    if len(header) < 100:
+        raise ReaderError(f"{path.name} has no sqlite header")
+    (page,) = struct.unpack_from(">H", header, 16)
+    (pages,) = struct.unpack_from(">I", header, 28)
+    if path.stat().st_size < pages * (65536 if page == 1 else page):
+        raise ReaderError(f"{path.name} is cut")
+
+
 def _sqlite_topics(path: Path) -> dict:
+    _check_length(path)
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
     try:
         topics = connection.execute(

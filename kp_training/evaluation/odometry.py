@@ -7,6 +7,7 @@ to those of the next frame, and the motion from 3-D points to pixels by `cv2.sol
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -71,7 +72,7 @@ class ClassicFrontend:
             ]
         )
         row, similarity = match_stereo(xy, valid, descriptors, limits, c.min_margin > 0)
-        images = (torch.from_numpy(image).float() for image in (left, right))
+        images = (torch.from_numpy(image.astype(np.float32)) for image in (left, right))
         disparity, sigma = refine_disparity(*images, xy[0], xy[1][row.clamp(min=0)])
         index = torch.nonzero(row >= 0)[:, 0]
         places, found = xy[0][index].numpy(), disparity[index].numpy()
@@ -228,7 +229,9 @@ def drift(
 def align(estimate: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """The rigid motion (4, 4) that brings positions (N, 3) nearest to others (N, 3)."""
     centres = estimate.mean(0), truth.mean(0)
-    turn, _ = Rotation.align_vectors(truth - centres[1], estimate - centres[0])
+    with warnings.catch_warnings():  # of a straight way, whose turn about itself does not matter
+        warnings.simplefilter("ignore", UserWarning)
+        turn, _ = Rotation.align_vectors(truth - centres[1], estimate - centres[0])
     result = np.eye(4)
     result[:3, :3] = turn.as_matrix()
     result[:3, 3] = centres[1] - result[:3, :3] @ centres[0]
