@@ -9,7 +9,7 @@ from kp_training.evaluation.page import Page, shown
 
 def test_values_are_shown_as_a_reader_wants_them():
     assert [shown(v) for v in (None, float("nan"), 3, 0.12345, 12.34, 4567.8)] == [
-        "–", "–", "3", "0.123", "12.3", "4568",
+        "-", "-", "3", "0.123", "12.3", "4568",
     ]  # fmt: skip
     assert shown((0.5, 0.25)) == "0.500 ± 0.250"
 
@@ -24,7 +24,7 @@ def test_a_table_marks_the_best_and_escapes_words(tmp_path):
     assert '<td class="best" data-value="2.0">2.000</td>' in words
     assert words.count('class="best"') == 2
     assert "a &amp; b" in words and "<b>title" not in words
-    assert '<td data-value="">–</td>' in words  # c has no error
+    assert '<td data-value="">-</td>' in words  # c has no error
 
 
 def test_a_table_knows_no_other_best():

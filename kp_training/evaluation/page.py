@@ -169,14 +169,14 @@ class Page:
 def shown(value: Value) -> str:
     """A value as a reader wants it: three digits after the point below 10, fewer above."""
     if value is None:
-        return "–"
+        return "-"
     if isinstance(value, tuple):
         return " ± ".join(shown(part) for part in value)
     if isinstance(value, numbers.Integral):
         return str(value)
     if isinstance(value, numbers.Real):
         if not np.isfinite(value):
-            return "–"
+            return "-"
         digits = 3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
         return f"{value:.{digits}f}"
     return str(value)
