@@ -20,11 +20,11 @@ from kp_training.evaluation.scenes import Scene
 from kp_training.labels import sift_keypoints
 
 GOOD, BAD, OTHER, UNKNOWN = "#1a9850", "#d73027", "#2b7bba", "#9aa5b1"
-LINES = 150  # matches drawn in one picture, so that each can be seen
+LINES = 100  # matches drawn in one picture, so that each can be seen
 COLOURS = ("#0b62a4", "#e07b00", "#1a9850", "#b3408f", "#7a6a53", "#00958f", "#c0392b", "#5b5bd6")
 
 
-def image_figure(image: np.ndarray, title: str = "", width: float = 9.0) -> tuple[Figure, object]:
+def image_figure(image: np.ndarray, title: str = "", width: float = 7.5) -> tuple[Figure, object]:
     """A figure that shows a grey image."""
     height = width * image.shape[0] / image.shape[1]
     figure = Figure(figsize=(width, height + (0.3 if title else 0)), layout="constrained")

@@ -8,7 +8,6 @@ paired with its first. Metrics as DeTone et al. (2018) define them; formulas in 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,10 +250,7 @@ def evaluate_homography(
         for method in subjects:
             if seeded:
                 seed_everything()
-            method.detect(pair.first)  # warm
-            begin = time.perf_counter()
-            first, second = method.detect(pair.first), method.detect(pair.second)
-            took = 1e3 * (time.perf_counter() - begin) / 2
+            first, second, took = method.detect_timed((pair.first, pair.second))
             matches = method.match(first, second)
             rows[method.name][pair.name] = pair_metrics(pair, first, second, matches) | {
                 "descriptor_map": None if method.own_matcher else pair_map(pair, first, second),

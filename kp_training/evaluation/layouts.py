@@ -18,6 +18,7 @@ and a release's sizes are told apart by the height of their maps.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,8 @@ def find_scenes(folder: Path) -> tuple[list[SceneFiles], list[str]]:
         return _listed(folder)
     scenes, skipped = [], []
     for place in (folder, *sorted(p for p in folder.rglob("*") if p.is_dir())):
+        if place.match("Illum*/Exp*"):  # images of the scene two folders above
+            continue
         found = _by_layout(folder, place)
         if isinstance(found, SceneFiles):
             scenes.append(found)
@@ -105,15 +108,19 @@ def _listed(folder: Path) -> tuple[list[SceneFiles], list[str]]:
     if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
         raise ValueError(f"{listing} must be a list of scenes with {', '.join(sorted(SCENE_KEYS))}")
     scenes, skipped = [], []
+    times = Counter()
     for entry in entries:
+        times[entry["dir"]] += 1
+        again = f" ({times[entry['dir']]})" if times[entry["dir"]] > 1 else ""
+        name = entry["dir"] + again  # a folder may hold several pairs
         if entry.get("refright"):
-            skipped.append(f"{entry['dir']}: its map belongs to the right image")
+            skipped.append(f"{name}: its map belongs to the right image")
             continue
         place = folder / entry["dir"]
         truth = place / entry["gt"]
         scenes.append(
             SceneFiles(
-                entry["dir"],
+                name,
                 str(entry.get("set", "")),
                 place / entry["left"],
                 place / entry["right"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +76,7 @@ def evaluate_middlebury(
         size: width and height to bring all scenes to; None: as they are.
         seeded: seed all random generators for each method and scene, so that a run can be repeated
             to the last digit.
-        show: the scene whose pictures the report has; None: the first.
+        show: the scene whose pictures the report has; None: the first with a PFM map, or the first.
 
     Raises:
         ValueError: no usable scene, or no such method or scene.
@@ -103,7 +102,8 @@ def evaluate_middlebury(
         sizes[scene.name] = (width, height, scene.release)
         if files.truth.suffix == ".pfm":
             precise.append(scene.name)
-        chosen = scene.name == show if show else shown is None
+        first = shown is None or precise[:1] == [scene.name]
+        chosen = scene.name == show if show else first
         for method in subjects:
             if seeded:
                 seed_everything()
@@ -152,19 +152,13 @@ def evaluate_middlebury(
 
 def run_method(method: Method, scene: Scene) -> tuple[SceneResult, float]:
     """A method's results on a scene, and the milliseconds that detection took on one image."""
-    method.detect(scene.left)  # warm: the first call of a size may compile or allocate
-    found, took = [], []
-    for image in (scene.left, scene.right):
-        begin = time.perf_counter()
-        found.append(method.detect(image))
-        took.append(1e3 * (time.perf_counter() - begin))
-    left, right = found
+    left, right, took = method.detect_timed((scene.left, scene.right))
     matches = method.match(left, right)
     places = left.xy[matches[:, 0]], right.xy[matches[:, 1]]
     rows_apart, error = match_errors(scene.disparity, *places)
     correct = np.where(np.isfinite(error), is_correct(rows_apart, error), np.nan)
     published = method.publish((scene.left, scene.right), left, right)
-    return SceneResult(left, right, matches, correct, published), float(np.mean(took))
+    return SceneResult(left, right, matches, correct, published), took
 
 
 def _row(method: Method, scene: Scene, result: SceneResult) -> dict[str, Value]:
