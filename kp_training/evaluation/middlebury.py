@@ -2,57 +2,182 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from rich.progress import track
 
-from kp_training.evaluation.methods import CLASSICS, network_method
-from kp_training.evaluation.metrics import scene_metrics
-from kp_training.evaluation.scenes import load_scenes
+from kp_training.evaluation.layouts import find_scenes
+from kp_training.evaluation.methods import Found, Method, Published, make_method
+from kp_training.evaluation.metrics import (
+    METRICS,
+    Value,
+    at_pixels,
+    is_correct,
+    match_errors,
+    match_metrics,
+    scene_metrics,
+    stereo_metrics,
+)
+from kp_training.evaluation.results import seed_everything, summary
+from kp_training.evaluation.scenes import Scene, load_scene
+
+STEPS = 5  # points of the curves over the number of keypoints, each half of the next
 
 
-def _mean_and_std(values: list[float | None]) -> dict[str, float | None]:
-    """Over the scenes that have a value; None if none has."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return {"mean": None, "std": None}
-    return {"mean": float(np.mean(known)), "std": float(np.std(known))}
+@dataclass
+class SceneResult:
+    """What a method found in one scene."""
+
+    left: Found
+    right: Found
+    matches: np.ndarray  # (M, 2) indices, unconstrained
+    correct: np.ndarray  # (M,) float: 1 right, 0 wrong, NaN without ground truth
+    published: Published
 
 
-def evaluate_middlebury(folder: Path, methods: list[str], most: int = 2048) -> dict:
-    """Evaluate methods (`sift`, `orb`, a released network or a weights file) on all scenes.
+@dataclass
+class Evaluation:
+    """Results of all methods; `metrics` is what metrics.json holds, the rest is for the report.
 
-    Returns:
-        The contents of metrics.json.
+    `errors` and `stereo_errors`: for each method signed disparity errors of unconstrained matches
+    in the right rows and of published ones, pixels, of all scenes of `precise`, the names of those
+    with PFM maps (of all scenes if there are none). `curves`: for each method and number of
+    keypoints the mean metrics of its strongest ones.
+    """
+
+    metrics: dict
+    scenes: dict[str, tuple[int, int, str]]  # width, height, release
+    methods: list[Method]
+    errors: dict[str, np.ndarray]
+    stereo_errors: dict[str, np.ndarray]
+    precise: list[str]
+    curves: dict[str, dict[int, dict[str, float | None]]]
+    shown: Scene
+    shown_results: dict[str, SceneResult] = field(default_factory=dict)
+
+
+def evaluate_middlebury(
+    folder: Path,
+    methods: Sequence[str],
+    most: int = 2048,
+    size: tuple[int, int] | None = None,
+    seeded: bool = False,
+    show: str | None = None,
+) -> Evaluation:
+    """Evaluate methods on all scenes of a folder.
+
+    Args:
+        folder: see `kp_training.evaluation.layouts`.
+        methods: names, see `make_method`.
+        most: keypoints per image.
+        size: width and height to bring all scenes to; None: as they are.
+        seeded: seed all random generators for each method and scene, so that a run can be repeated
+            to the last digit.
+        show: the scene whose pictures the report has; None: the first with a PFM map, or the first.
 
     Raises:
-        ValueError: no scenes, or no such method.
+        ValueError: no usable scene, or no such method or scene.
     """
-    scenes, skipped = load_scenes(folder)
-    if not scenes:
+    found, skipped = find_scenes(folder)
+    if show is not None and show not in [files.name for files in found]:
+        raise ValueError(f"no scene {show!r}: there are {', '.join(f.name for f in found)}")
+    subjects = [make_method(name, most) for name in dict.fromkeys(methods)]
+    counts = [most // 2**i for i in reversed(range(STEPS)) if most // 2**i]
+    rows: dict[str, dict[str, dict[str, Value]]] = {m.name: {} for m in subjects}
+    curves = {m.name: {n: [] for n in counts} for m in subjects}
+    errors = {m.name: {} for m in subjects}
+    sizes: dict[str, tuple[int, int, str]] = {}
+    precise = []
+    shown, shown_results = None, {}
+    for files in track(found, "scenes"):
+        try:
+            scene = load_scene(files, size)
+        except ValueError as error:
+            skipped.append(f"{files.name}: {error}")
+            continue
+        height, width = scene.left.shape
+        sizes[scene.name] = (width, height, scene.release)
+        if files.truth.suffix == ".pfm":
+            precise.append(scene.name)
+        first = shown is None or precise[:1] == [scene.name]
+        chosen = scene.name == show if show else first
+        for method in subjects:
+            if seeded:
+                seed_everything()
+            result, took = run_method(method, scene)
+            rows[method.name][scene.name] = _row(method, scene, result) | {"inference_ms": took}
+            errors[method.name][scene.name] = _errors(scene, result)
+            for n in counts:
+                curves[method.name][n].append(_curve_point(method, scene, result, n))
+            if chosen:
+                shown, shown_results[method.name] = scene, result
+    if not sizes:
         raise ValueError(f"no usable scene in {folder}: {'; '.join(skipped)}")
-    results = {}
-    for name in methods:
-        method = CLASSICS[name](most) if name in CLASSICS else network_method(name, most)
-        rows: dict[str, dict[str, float]] = {}
-        for scene in track(scenes, f"{name}"):
-            found, took = [], []
-            for image in (scene.left, scene.right):
-                begin = time.perf_counter()
-                found.append(method(image))
-                took.append(1e3 * (time.perf_counter() - begin))
-            rows[scene.name] = {
-                **scene_metrics(scene, *found),
-                "inference_ms": float(np.mean(took)),
-            }
-        results[name] = {
-            metric: {
-                **_mean_and_std([row[metric] for row in rows.values()]),
-                "per_scene": {scene: row[metric] for scene, row in rows.items()},
-            }
-            for metric in next(iter(rows.values()))
-        }
-    protocol = {"max_keypoints": most, "matching": "mutual nearest neighbours", "skipped": skipped}
-    return {"scenes": [s.name for s in scenes], "protocol": protocol, "methods": results}
+    if shown is None:
+        raise ValueError(f"the scene to show, {show}, cannot be used: {'; '.join(skipped)}")
+    protocol = {
+        "max_keypoints": most,
+        "size": list(size) if size else "native",
+        "seeded": seeded,
+        "matching": "mutual nearest neighbours, or the method's own matcher: "
+        + (", ".join(m.name for m in subjects if m.own_matcher) or "none"),
+        "skipped": skipped,
+    }
+    precise = precise or list(sizes)
+    return Evaluation(
+        {
+            "scenes": list(sizes),
+            "protocol": protocol,
+            "methods": {name: summary(METRICS, r) for name, r in rows.items()},
+        },
+        sizes,
+        subjects,
+        *(
+            {name: np.concatenate([e[s][i] for s in precise]) for name, e in errors.items()}
+            for i in range(2)
+        ),
+        precise,
+        {
+            name: {n: {k: v["mean"] for k, v in summary(points[0], dict(enumerate(points))).items()}
+                   for n, points in by_count.items()}
+            for name, by_count in curves.items()
+        },
+        shown,
+        shown_results,
+    )  # fmt: skip
+
+
+def run_method(method: Method, scene: Scene) -> tuple[SceneResult, float]:
+    """A method's results on a scene, and the milliseconds that detection took on one image."""
+    left, right, took = method.detect_timed((scene.left, scene.right))
+    matches = method.match(left, right)
+    places = left.xy[matches[:, 0]], right.xy[matches[:, 1]]
+    rows_apart, error = match_errors(scene.disparity, *places)
+    correct = np.where(np.isfinite(error), is_correct(rows_apart, error), np.nan)
+    published = method.publish((scene.left, scene.right), left, right)
+    return SceneResult(left, right, matches, correct, published), took
+
+
+def _row(method: Method, scene: Scene, result: SceneResult) -> dict[str, Value]:
+    matches = result.matches if method.own_matcher else None
+    return scene_metrics(scene, result.left, result.right, matches) | stereo_metrics(
+        *result.published, scene.disparity
+    )
+
+
+def _errors(scene: Scene, result: SceneResult) -> tuple[np.ndarray, np.ndarray]:
+    """Signed errors where there is ground truth: of unconstrained, and of published matches."""
+    left, right = result.matches.T
+    rows_apart, error = match_errors(scene.disparity, result.left.xy[left], result.right.xy[right])
+    published = result.published.disparity - at_pixels(scene.disparity, result.published.left_xy)
+    return error[np.isfinite(error) & (rows_apart <= 2)], published[np.isfinite(published)]
+
+
+def _curve_point(method: Method, scene: Scene, result: SceneResult, count: int) -> dict[str, Value]:
+    """Metrics of the matches among the `count` strongest keypoints of each image."""
+    left, right = result.left.strongest(count), result.right.strongest(count)
+    matches = method.match(left, right)
+    return match_metrics(scene, left.xy[matches[:, 0]], right.xy[matches[:, 1]])

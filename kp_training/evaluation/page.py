@@ -30,20 +30,24 @@ h2 { font-size: 1.35rem; margin: 2.6rem 0 0.6rem; padding-bottom: 0.3rem;
 h3 { font-size: 1.08rem; margin: 1.8rem 0 0.4rem; }
 p { max-width: 48rem; margin: 0.5rem 0; }
 .lead { color: var(--soft); font-size: 1.05rem; }
-.scroll { overflow-x: auto; margin: 0.8rem 0 0.3rem; border: 1px solid var(--line);
+.scroll { overflow: auto; max-height: 42rem; margin: 0.8rem 0 0.3rem; border: 1px solid var(--line);
   border-radius: 8px; }
 table { border-collapse: collapse; width: 100%; font-size: 0.88rem;
   font-variant-numeric: tabular-nums; }
-th, td { padding: 0.38rem 0.7rem; text-align: right; white-space: nowrap; }
+th, td { padding: 0.38rem 0.6rem; text-align: right; white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; position: sticky; top: 0; z-index: 1;
+  background: var(--band); box-shadow: 0 2px 0 var(--line); }
+th:first-child { z-index: 2; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: inherit; }
 tr { background: #fff; }
-thead tr { background: var(--band); border-bottom: 2px solid var(--line); }
+thead tr { background: var(--band); }
 tbody tr:nth-child(even) { background: var(--band); }
 tbody tr:hover { background: #e8f1f9; }
+th.words, td.words { text-align: left; }
 td.best { font-weight: 700; color: var(--key); }
-td .std { color: var(--soft); font-weight: 400; font-size: 0.92em; }
+td .std { display: block; color: var(--soft); font-weight: 400; font-size: 0.92em; }
 th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0;
-  padding: 0; cursor: pointer; }
+  padding: 0; cursor: pointer; text-align: inherit; }
 th button::after { content: "\\2195"; opacity: 0.35; padding-left: 0.25em; }
 th[aria-sort=ascending] button::after { content: "\\2191"; opacity: 1; }
 th[aria-sort=descending] button::after { content: "\\2193"; opacity: 1; }
@@ -126,8 +130,11 @@ class Page:
             known = [value for value in known if value is not None]
             if known:
                 top[name] = {"max": max, "min": min}[kind](known)
+        words = {name for name in columns if any(isinstance(r.get(name), str) for r in rows)}
         heads = "".join(
-            f'<th><button type="button">{html.escape(name)}</button></th>' for name in columns
+            f'<th{" class=words" if name in words else ""}><button type="button">'
+            f"{html.escape(name)}</button></th>"
+            for name in columns
         )
         body = "".join(
             "<tr>" + "".join(_cell(row.get(name), top.get(name)) for name in columns) + "</tr>"
@@ -142,14 +149,17 @@ class Page:
 
     def figure(self, picture: Figure | bytes, caption: str) -> None:
         """A matplotlib figure, or a PNG file's bytes."""
+        kind = "png"
         if not isinstance(picture, bytes):
             file = io.BytesIO()
-            picture.savefig(file, format="png", dpi=130, bbox_inches="tight")
-            picture = file.getvalue()
+            # A tenth of a PNG's size where it shows a photograph.
+            options = {"quality": 88}
+            picture.savefig(file, format="webp", dpi=130, bbox_inches="tight", pil_kwargs=options)
+            kind, picture = "webp", file.getvalue()
         data = base64.b64encode(picture).decode()
         words = html.escape(caption, quote=True)
         self._parts.append(
-            f'<figure><img alt="{words}" src="data:image/png;base64,{data}">'
+            f'<figure><img alt="{words}" src="data:image/{kind};base64,{data}">'
             f"<figcaption>{words}</figcaption></figure>"
         )
 
@@ -167,17 +177,17 @@ class Page:
 
 
 def shown(value: Value) -> str:
-    """A value as a reader wants it: three digits after the point below 10, fewer above."""
+    """A value as a reader wants it: three digits after the point below 10, one below 100."""
     if value is None:
-        return "–"
+        return "-"
     if isinstance(value, tuple):
         return " ± ".join(shown(part) for part in value)
     if isinstance(value, numbers.Integral):
         return str(value)
     if isinstance(value, numbers.Real):
         if not np.isfinite(value):
-            return "–"
-        digits = 3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
+            return "-"
+        digits = 3 if abs(value) < 10 else 1 if abs(value) < 100 else 0
         return f"{value:.{digits}f}"
     return str(value)
 
@@ -197,5 +207,9 @@ def _cell(value: Value, best: float | None) -> str:
     words = html.escape(shown(value[0] if isinstance(value, tuple) else value))
     if isinstance(value, tuple):
         words += f' <span class="std">± {html.escape(shown(value[1]))}</span>'
-    kind = ' class="best"' if number is not None and number == best else ""
+    kind = ""
+    if isinstance(value, str):
+        kind = ' class="words"'
+    elif number is not None and number == best:
+        kind = ' class="best"'
     return f'<td{kind} data-value="{html.escape(order, quote=True)}">{words}</td>'

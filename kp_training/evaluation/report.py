@@ -1,0 +1,319 @@
+"""The reports of `kp evaluate middlebury` and `homography`, as pages."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kp_training.evaluation import figures
+from kp_training.evaluation import homography as homographies
+from kp_training.evaluation.homography import HomographyEvaluation
+from kp_training.evaluation.methods import NetworkMethod
+from kp_training.evaluation.metrics import LESS_IS_BETTER, STEREO, UNCONSTRAINED, Value
+from kp_training.evaluation.middlebury import Evaluation
+from kp_training.evaluation.page import Page, shown
+from kp_training.evaluation.results import provenance, without_value
+
+LABELS = {
+    "matching_accuracy": "matching accuracy",
+    "total_matches": "matches",
+    "disparity_accuracy": "disparity accuracy",
+    "correct_matches": "correct matches",
+    "disparity_error_px": "median error, px",
+    "repeatability": "repeatability",
+    "repeatability_1px": "repeatability 1 px",
+    "repeatability_unoccluded": "repeatability, unoccluded",
+    "repeatability_unoccluded_1px": "unoccluded, 1 px",
+    "descriptor_map": "descriptor mAP",
+    "inference_ms": "ms per image",
+    "stereo_accuracy": "accuracy",
+    "stereo_matches": "matches",
+    "stereo_correct_matches": "correct matches",
+    "stereo_error_px": "median error, px",
+    "matching_score": "matching score",
+    "corner_error_px": "mean corner error, px",
+    **{f"homography_accuracy_{t}px": f"homography within {t} px" for t in (1, 3, 5)},
+}
+# What the reference study reports: mean and standard deviation, shares instead of percentages.
+STUDY_METRICS = (
+    "matching_accuracy",
+    "total_matches",
+    "repeatability",
+    "descriptor_map",
+    "inference_ms",
+)
+STUDY = (
+    {
+        "method": "study: network",
+        "measured on": "Middlebury 2021, 1920x1080, T4 GPU",
+        "matching_accuracy": (0.4691, 0.0619),
+        "total_matches": (978, 184),
+        "repeatability": (0.423, 0.059),
+        "descriptor_map": (0.061, 0.035),
+        "inference_ms": (67.99, 0.23),
+    },
+    {
+        "method": "study: SIFT, FLANN",
+        "measured on": "Middlebury 2021, 1920x1080",
+        "matching_accuracy": (0.7708, 0.0619),
+        "total_matches": (1863, 698),
+    },
+)
+MATCHES = UNCONSTRAINED[:5]
+PER_SCENE = (
+    "disparity_accuracy",
+    "correct_matches",
+    "total_matches",
+    "matching_accuracy",
+    "repeatability",
+    "descriptor_map",
+    "disparity_error_px",
+)
+
+
+def middlebury_report(evaluation: Evaluation) -> Page:
+    """The page of `kp evaluate middlebury`."""
+    metrics, protocol = evaluation.metrics, evaluation.metrics["protocol"]
+    count, skipped = len(metrics["scenes"]), len(protocol["skipped"])
+    page = Page(
+        "Stereo features on Middlebury",
+        f"{_many(count, 'scene')}{f', {skipped} skipped' if skipped else ''}; "
+        f"at most {protocol['max_keypoints']} keypoints per image; {_size(protocol)}.",
+    )
+    page.items(_in_short(metrics))
+    _study(page, evaluation)
+    _means(page, metrics)
+    page.heading("By number of keypoints")
+    page.figure(
+        figures.curves_figure(evaluation.curves),
+        "Unconstrained matches among the strongest keypoints of the same detections.",
+    )
+    page.heading("Disparity errors")
+    page.figure(
+        figures.errors_figure(evaluation.errors, evaluation.stereo_errors),
+        f"x_l - x_r - d_gt of matches with ground truth, {_precise(evaluation)}. Left: "
+        "unconstrained matches in the right rows. Right: as the front end publishes them.",
+    )
+    _pictures(page, evaluation)
+    page.heading("Per scene")
+    page.text("A click on a column's head sorts by it.")
+    rows = []
+    for scene, (width, height, release) in evaluation.scenes.items():
+        for name, found in metrics["methods"].items():
+            row = {"scene": scene, "method": name, "set": release, "size": f"{width}x{height}"}
+            row |= {LABELS[m]: found[m]["per_scene"][scene] for m in PER_SCENE}
+            row |= {f"{LABELS[m]} (stereo)": found[m]["per_scene"][scene] for m in STEREO}
+            rows.append(row)
+    page.table(rows)
+    _end(page, metrics)
+    return page
+
+
+def homography_report(evaluation: HomographyEvaluation) -> Page:
+    """The page of `kp evaluate homography`."""
+    metrics, protocol = evaluation.metrics, evaluation.metrics["protocol"]
+    count, skipped = len(metrics["scenes"]), len(protocol["skipped"])
+    page = Page(
+        "Features under homographies",
+        f"{_many(count, 'image pair')}{f', {skipped} skipped' if skipped else ''}; "
+        f"at most {protocol['max_keypoints']} keypoints per image; {_size(protocol)}.",
+    )
+    page.heading("Means")
+    _method_table(
+        page,
+        metrics,
+        homographies.METRICS,
+        "Mean ± standard deviation over pairs; best in bold. Matches are mutual nearest neighbours "
+        "or the method's own; the homography is estimated from them by RANSAC "
+        f"({homographies.RANSAC_PX:g} px) and right if the corners' mean error is small enough.",
+    )
+    accuracy = {
+        name: {
+            f"{t} px": found[f"homography_accuracy_{t}px"]["mean"]
+            for t in homographies.CORNER_TOLERANCES
+        }
+        for name, found in metrics["methods"].items()
+    }
+    page.figure(
+        figures.bars_figure(accuracy, "share of pairs with the right homography"),
+        "Corner error of the estimated homography at most 1, 3 and 5 px.",
+    )
+    page.heading(f"Matches of {evaluation.shown.name}")
+    for name, (first, second, matches) in evaluation.shown_results.items():
+        left, right = first.xy[matches[:, 0]], second.xy[matches[:, 1]]
+        off = np.linalg.norm(homographies.warp(left, evaluation.shown.matrix) - right, axis=1)
+        correct = (off <= homographies.REPEAT_TOLERANCE).astype(float)
+        pair = evaluation.shown
+        page.figure(
+            figures.matches_figure(pair.first, pair.second, left, right, correct, name),
+            f"{name}: right ones green, wrong ones red.",
+        )
+    page.heading("Per pair")
+    page.text("A click on a column's head sorts by it.")
+    page.table(
+        [
+            {"pair": pair, "method": name}
+            | {LABELS[m]: found[m]["per_scene"][pair] for m in homographies.METRICS}
+            for pair in metrics["scenes"]
+            for name, found in metrics["methods"].items()
+        ]
+    )
+    _end(page, metrics)
+    return page
+
+
+def _in_short(metrics: dict) -> list[str]:
+    """A line on each method."""
+    lines = []
+    for name, found in metrics["methods"].items():
+        mean = {metric: shown(values["mean"]) for metric, values in found.items()}
+        lines.append(
+            f"{name}: {mean['correct_matches']} correct matches per scene at a disparity accuracy "
+            f"of {mean['disparity_accuracy']}; within the front end's limits "
+            f"{mean['stereo_correct_matches']} at {mean['stereo_accuracy']}, median error "
+            f"{mean['stereo_error_px']} px."
+        )
+    return lines
+
+
+def _study(page: Page, evaluation: Evaluation) -> None:
+    page.heading("Beside the reference study")
+    protocol = evaluation.metrics["protocol"]
+    here = f"{_many(len(evaluation.scenes), 'scene')} here, {_size(protocol)}"
+    rows = [_labelled(row) for row in STUDY]
+    for name, found in evaluation.metrics["methods"].items():
+        row = {"method": name, "measured on": here}
+        rows.append(_labelled(row | {m: _mean(found[m]) for m in STUDY_METRICS}))
+    page.table(
+        rows,
+        "Mean ± standard deviation over scenes. The first two rows are the study's own figures, on "
+        "its own scenes and machine; where scenes or sizes differ, the rows show its terms, not a "
+        "contest. --size 1920x1080 is its size.",
+    )
+
+
+def _means(page: Page, metrics: dict) -> None:
+    page.heading("All metrics")
+    page.heading("Unconstrained matches", 3)
+    _method_table(
+        page,
+        metrics,
+        MATCHES,
+        "Mutual nearest neighbours over descriptors without epipolar help, or the method's own "
+        "matcher. Mean ± standard deviation over scenes; best in bold.",
+    )
+    page.heading("Keypoints and descriptors", 3)
+    _method_table(
+        page,
+        metrics,
+        (*(m for m in UNCONSTRAINED if m not in MATCHES), "inference_ms"),
+        "Repeatability of the keypoints whose true place lies in the other image, within 3 px and "
+        "1 px; unoccluded: only of those that the other image is known to see.",
+    )
+    page.heading("As the front end publishes them", 3)
+    _method_table(
+        page,
+        metrics,
+        STEREO,
+        "Every method's keypoints and descriptors under the front end's limits: rows within 2 px, "
+        "disparity at least -1 px, cosine at least 0.5, mutual nearest neighbours; then the "
+        "disparity is refined on the images. Best in bold.",
+    )
+
+
+def _pictures(page: Page, evaluation: Evaluation) -> None:
+    scene = evaluation.shown
+    page.heading(f"Pictures of {scene.name}")
+    networks = [m for m in evaluation.methods if isinstance(m, NetworkMethod)]
+    for network in networks[:1]:
+        found = evaluation.shown_results[network.name]
+        heat, _ = network.dense(scene.left)
+        page.heading(f"What {network.name} predicts", 3)
+        page.figure(
+            figures.heatmap_figure(scene.left, heat),
+            "Predicted keypoint heatmap; its scale is not linear, or only the peaks would show.",
+        )
+        page.heading("Predicted keypoints against SIFT's labels", 3)
+        page.figure(*figures.labels_figure(scene.left, found.left.xy))
+        page.heading("True and false positives", 3)
+        page.figure(*figures.positives_figure(scene, found.left.xy, found.right.xy))
+        page.heading("One descriptor against the image", 3)
+        _, dense = network.dense(scene.right)
+        page.figure(*figures.similarity_figure(scene, *found.left, dense))
+    page.heading("Stereo matches", 3)
+    page.text(
+        f"Right ones green, wrong ones red, grey without ground truth; at most about "
+        f"{figures.LINES} of each picture's matches are drawn."
+    )
+    for name, found in evaluation.shown_results.items():
+        left, right = found.left.xy[found.matches[:, 0]], found.right.xy[found.matches[:, 1]]
+        page.figure(
+            figures.matches_figure(
+                scene.left, scene.right, left, right, found.correct, f"{name}, unconstrained"
+            ),
+            f"{name}: matches without epipolar help.",
+        )
+    for name, found in evaluation.shown_results.items():
+        left, disparity = found.published
+        right = left - np.column_stack([disparity, np.zeros(len(left))])
+        correct = figures.published_correct(scene, left, disparity)
+        page.figure(
+            figures.matches_figure(
+                scene.left, scene.right, left, right, correct, f"{name}, within limits"
+            ),
+            f"{name}: as the front end publishes them, drawn at the refined disparity.",
+        )
+
+
+def _end(page: Page, metrics: dict) -> None:
+    """What was left out, and how the page came about."""
+    page.heading("Left out")
+    skipped = metrics["protocol"]["skipped"]
+    page.text(f"Skipped, not part of any mean: {len(skipped)}." if skipped else "Nothing skipped.")
+    page.items(skipped)
+    missing = without_value(metrics)
+    if missing:
+        page.text("Means over fewer scenes, where a scene has no value (no correct match):")
+        page.items(missing)
+    page.heading("How this was made")
+    facts = provenance()
+    page.code(facts.pop("command"))
+    page.table([{"": name, "value": words} for name, words in facts.items()])
+
+
+def _method_table(page: Page, metrics: dict, names: tuple[str, ...], caption: str) -> None:
+    """A row for each method."""
+    best = {LABELS[m]: "min" if _less(m) else "max" for m in names}
+    rows = [
+        _labelled({"method": name} | {m: _mean(found[m]) for m in names})
+        for name, found in metrics["methods"].items()
+    ]
+    page.table(rows, caption, best)
+
+
+def _less(metric: str) -> bool:
+    return metric in LESS_IS_BETTER or metric == "corner_error_px"
+
+
+def _mean(metric: dict) -> Value | tuple[float, float]:
+    return None if metric["mean"] is None else (metric["mean"], metric["std"])
+
+
+def _labelled(row: dict) -> dict:
+    return {LABELS.get(name, name): value for name, value in row.items()}
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _size(protocol: dict) -> str:
+    size = protocol["size"]
+    return "native size" if isinstance(size, str) else f"{size[0]}x{size[1]}"
+
+
+def _precise(evaluation: Evaluation) -> str:
+    """Which scenes the error histograms are of."""
+    precise, every = len(evaluation.precise), len(evaluation.scenes)
+    if precise < every:
+        return f"{_many(precise, 'scene')} with sub-pixel ground truth"
+    return f"all {shown(every)} scenes"
