@@ -138,12 +138,13 @@ def test_ground_truth_tells_right_from_wrong():
     assert right["stereo_error_px"] == 0 and right["stereo_matches"] == wrong["stereo_matches"]
 
 
-def test_a_pair_without_keypoints_has_no_shares():
+def test_a_pair_without_keypoints_is_no_good_one():
     metrics = StreamMetrics()
     blank = np.zeros((HEIGHT, WIDTH), np.uint8)
     row = metrics.add(1, "", nothing(), blank)
     assert row["keypoints"] == row["stereo_matches"] == row["total_matches"] == 0
-    assert row["matching_accuracy"] is None and row["keypoint_coverage"] == 0
+    assert row["matching_accuracy"] == row["matched_share"] == row["keypoint_coverage"] == 0
+    assert row["epipolar_error_px"] is None and row["disparity_outliers"] is None
     row = metrics.add(2, "", grid_features(DISPARITY), blank)
     assert row["temporal_repeatability"] is None and row["track_survival"] is None
     assert metrics.add(3, "", nothing(), blank)["track_survival"] == 0

@@ -14,6 +14,7 @@ from kp_frontend.frontend import FrontendConfig, StereoFeatures, StereoFrontend
 from kp_frontend.ros.messages import stereo_features
 from kp_training.evaluation.bags import Bag, stamp_of
 from kp_training.evaluation.frames import StereoFrame
+from kp_training.evaluation.results import provenance, summary
 from kp_training.evaluation.stereo_bag import (
     StereoBag,
     StereoTopics,
@@ -231,17 +232,12 @@ def agreement(one: Run, other: Run) -> dict:
     return {"pairs": len(both), "values": compared, "differing": differing}
 
 
-def summary(rows: dict[str, Row]) -> dict[str, dict]:
-    """Mean, standard deviation and number of pairs of each metric, and all its values."""
-    metrics = {}
-    for name in dict.fromkeys(name for row in rows.values() for name in row):
-        known = [row[name] for row in rows.values() if row.get(name) is not None]
-        metrics[name] = {
-            "mean": float(np.mean(known)) if known else None,
-            "std": float(np.std(known)) if known else None,
-            "count": len(known),
-            "per_scene": {pair: row.get(name) for pair, row in rows.items()},
-        }
+def _summary(rows: dict[str, Row]) -> dict[str, dict]:
+    """`summary` of all metrics that a pair has, with the number of pairs that have a value."""
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    metrics = summary(names, {pair: {n: row.get(n) for n in names} for pair, row in rows.items()})
+    for metric in metrics.values():
+        metric["count"] = sum(value is not None for value in metric["per_scene"].values())
     return metrics
 
 
@@ -289,9 +285,9 @@ def _result(
             "without_features": {m: [name(s) for s in run.missing] for m, run in runs.items()},
             **pairs,
         },
-        "protocol": {"grid": list(GRID), "neighbours": NEIGHBOURS, **protocol},
+        "protocol": {"grid": list(GRID), "neighbours": NEIGHBOURS, **protocol, **provenance()},
         "methods": {
-            method: summary({name(stamp): row for stamp, row in run.rows.items()})
+            method: _summary({name(stamp): row for stamp, row in run.rows.items()})
             for method, run in runs.items()
         },
         "histograms": histograms,

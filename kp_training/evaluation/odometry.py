@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -19,9 +19,16 @@ from torch.nn import functional as F
 
 from kp_frontend.calibration import StereoCalibration
 from kp_frontend.frontend import Features, FrontendConfig, StereoFeatures, StereoFrontend
-from kp_frontend.matching import match_stereo, match_temporal, refine_disparity
+from kp_frontend.matching import match_temporal, refine_disparity
 from kp_training.evaluation.frames import StereoFrame
-from kp_training.evaluation.methods import CLASSICS, Method
+from kp_training.evaluation.methods import (
+    CLASSICS,
+    Found,
+    Method,
+    make_method,
+    match_limited,
+    stereo_limits,
+)
 
 SIMILARITY = 0.5  # cosine that matched descriptors must have, in space and in time
 MOTION_SHARE = 0.25  # of the image's width: the farthest that a keypoint may move between frames
@@ -34,18 +41,24 @@ StereoMethod = Callable[[np.ndarray, np.ndarray, StereoCalibration], StereoFeatu
 
 
 def stereo_method(name: str, config: FrontendConfig) -> StereoMethod:
-    """A method by name: `sift`, `orb`, a released network or a weights file.
+    """A method by name, as `make_method` knows it.
 
-    Networks run as `StereoFrontend`; a classic's keypoints go through the same stereo matching and
-    refinement as theirs.
+    Networks run as `StereoFrontend`; others' keypoints go through the same stereo matching and
+    refinement.
+
+    Raises:
+        ValueError: no such method, or one that matches in a way of its own.
     """
-    if name not in CLASSICS:
-        return StereoFrontend(config)
-    return ClassicFrontend(CLASSICS[name](config.max_keypoints), config)
+    if name not in CLASSICS and ":" not in name:
+        return StereoFrontend(replace(config, model=name))
+    method = make_method(name, config.max_keypoints)
+    if method.own_matcher:
+        raise ValueError(f"{name} has a matcher of its own, odometry matches by descriptors")
+    return OtherFrontend(method, config)
 
 
-class ClassicFrontend:
-    """Keypoints of any `Method`, matched and refined as `StereoPipeline` does its own."""
+class OtherFrontend:
+    """Keypoints of a method that is no network of ours, matched and refined as ours are."""
 
     def __init__(self, method: Method, config: FrontendConfig) -> None:
         self.method, self.config = method, config
@@ -53,56 +66,43 @@ class ClassicFrontend:
     def __call__(
         self, left: np.ndarray, right: np.ndarray, calibration: StereoCalibration
     ) -> StereoFeatures:
-        """Features of a rectified pair; tracks are not made."""
-        sides = [self._features(image) for image in (left, right)]
-        count = max(2, *(len(side) for side in sides))
-        xy, descriptors = (
-            torch.stack([_padded(getattr(side, name), count) for side in sides])
-            for name in ("keypoints", "descriptors")
-        )
-        valid = torch.stack([torch.arange(count) < len(side) for side in sides])
-        c = self.config
-        limits = torch.tensor(
-            [
-                c.row_tolerance,
-                calibration.disparity(c.max_depth) - 1.0,
-                min(left.shape[1], calibration.disparity(c.min_depth)) + 1.0,
-                SIMILARITY,
-                c.min_margin,
-            ]
-        )
-        row, similarity = match_stereo(xy, valid, descriptors, limits, c.min_margin > 0)
+        """Features of a rectified pair; tracks are not made, similarity is not known."""
+        found = [self.method.detect(image) for image in (left, right)]
+        sides = [_features(side) for side in found]
+        rows = np.zeros((0, 2), int)
+        if all(len(side) for side in sides):
+            limits = self._limits(left.shape[1], calibration)
+            rows = match_limited(*found, limits)
+        places, right_places = (f.keypoints[rows[:, i]] for i, f in enumerate(sides))
         images = (torch.from_numpy(image.astype(np.float32)) for image in (left, right))
-        disparity, sigma = refine_disparity(*images, xy[0], xy[1][row.clamp(min=0)])
-        index = torch.nonzero(row >= 0)[:, 0]
-        places, found = xy[0][index].numpy(), disparity[index].numpy()
+        disparity, sigma = refine_disparity(
+            *images, torch.from_numpy(places), torch.from_numpy(right_places)
+        )
         return StereoFeatures(
             left.shape[1],
             left.shape[0],
             *sides,
-            index.numpy().astype(np.uint32),
-            row[index].numpy().astype(np.uint32),
-            found,
-            sigma[index].numpy(),
-            similarity[index].numpy(),
-            calibration.points(places, found),
+            *rows.T.astype(np.uint32),
+            disparity.numpy(),
+            sigma.numpy(),
+            np.full(len(rows), np.nan, np.float32),
+            calibration.points(places, disparity.numpy()),
             calibration,
         )
 
-    def _features(self, image: np.ndarray) -> Features:
-        xy, descriptors = self.method(image)
-        if descriptors.size and np.isin(descriptors, (0, 1)).all():
-            descriptors = 2 * descriptors - 1  # bits: the cosine then falls with Hamming's distance
-        unit = F.normalize(torch.from_numpy(np.ascontiguousarray(descriptors, np.float32)))
-        nothing = np.zeros(len(xy), np.float32)
-        return Features(
-            np.asarray(xy, np.float32), nothing, unit.numpy(), nothing.astype(np.uint32)
-        )
+    def _limits(self, width: int, calibration: StereoCalibration) -> np.ndarray:
+        """Those of the front end, with the disparities that the calibration allows."""
+        limits = stereo_limits(self.config, width)
+        limits[1] = calibration.disparity(self.config.max_depth) - 1
+        limits[2] = min(limits[2], calibration.disparity(self.config.min_depth) + 1)
+        return limits
 
 
-def _padded(rows: np.ndarray, count: int) -> torch.Tensor:
-    """(N, D) with zeros below, to (count, D); the other side may have other D when it is empty."""
-    return F.pad(torch.from_numpy(rows), (0, 0, 0, count - len(rows)))
+def _features(found: Found) -> Features:
+    """As the front end gives them, with unit descriptors."""
+    descriptors = F.normalize(torch.from_numpy(np.float32(found.descriptors))).numpy()
+    nothing = np.zeros(len(found.xy), np.float32)
+    return Features(np.float32(found.xy), nothing, descriptors, nothing.astype(np.uint32))
 
 
 def match_frames(now: StereoFeatures, before: StereoFeatures) -> tuple[np.ndarray, np.ndarray]:

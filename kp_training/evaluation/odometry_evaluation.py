@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from kp_frontend.frontend import FrontendConfig
 from kp_training.evaluation import odometry
 from kp_training.evaluation.bags import Bag
 from kp_training.evaluation.frames import StereoFrame
-from kp_training.evaluation.methods import CLASSICS
+from kp_training.evaluation.results import provenance
 from kp_training.evaluation.sequences import guess_layout, open_sequence
 from kp_training.evaluation.stereo_bag import StereoBag, StereoTopics, choose_topics
 
@@ -74,8 +73,7 @@ def evaluate_odometry(
     """
     results, trajectories, truth = {}, {}, None
     for name in methods:
-        model = config if name in CLASSICS else replace(config, model=name)
-        method = odometry.stereo_method(name, model)
+        method = odometry.stereo_method(name, config)
         with posed_frames(path, given or StereoTopics(), slop, raw) as (frames, total, left_out):
             poses: list[np.ndarray] = []
             noted = _noting(track(frames, name, total=total), poses)
@@ -102,6 +100,7 @@ def evaluate_odometry(
             "motion_share": odometry.MOTION_SHARE,
             "reprojection_px": odometry.REPROJECTION_PX,
             "ransac_rounds": odometry.RANSAC_ROUNDS,
+            **provenance(),
         },
         "methods": results,
         "trajectories": {"truth": truth[:, :3, 3].tolist(), **trajectories},

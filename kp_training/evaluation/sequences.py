@@ -13,23 +13,12 @@ import yaml
 from scipy.spatial.transform import Rotation
 
 from kp_training.evaluation.frames import Camera, Sequence, StereoFrame
-from kp_training.evaluation.scenes import Scene, load_scenes
+from kp_training.evaluation.layouts import SceneFiles, find_scenes
+from kp_training.evaluation.scenes import load_scene, read_grey
 
 FIRST_STAMP = 1_000_000_000  # where a layout has no times; a stamp of 0 means "not set" in ROS
 KITTI_IMAGES = (("image_0", "image_1"), ("image_2", "image_3"), ("image_l", "image_r"))
 SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".bmp")
-
-
-def read_grey(path: Path) -> np.ndarray:
-    """A grey image (H, W) uint8.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if image is None:
-        raise ValueError(f"{path} cannot be read as an image")
-    return image
 
 
 def open_sequence(kind: str, folder: Path, rate: float = 10.0) -> Sequence:
@@ -65,7 +54,7 @@ def _pairs(sequence: Sequence, files: list[tuple[int, Path, Path]]) -> Iterator[
         try:
             images = read_grey(left), read_grey(right)
         except ValueError as error:
-            sequence.left_out.append(str(error))
+            sequence.left_out.append(f"{left.name}: {error}")
             continue
         if images[0].shape != images[1].shape:
             sequence.left_out.append(f"{left}: the right image has another size")
@@ -87,35 +76,35 @@ def _names(sequence: Sequence, left: Path, right: Path) -> list[str]:
 
 
 def _middlebury(folder: Path, interval: int) -> Sequence:
-    scenes, skipped = load_scenes(folder)
-    if not scenes:
-        raise ValueError(f"no usable scene in {folder}: {'; '.join(skipped)}")
-    return Sequence(
-        "middlebury",
-        (
-            StereoFrame(
-                FIRST_STAMP + i * interval,
-                scene.left,
-                scene.right,
-                _middlebury_cameras(folder, scene),
-                scene.disparity,
-                camera=scene.name,
+    found, skipped = find_scenes(folder)
+    sequence = Sequence("middlebury", iter(()), len(found), left_out=skipped)
+
+    def frames() -> Iterator[StereoFrame]:
+        stamp = FIRST_STAMP
+        for files in found:
+            try:
+                scene = load_scene(files)
+            except ValueError as error:
+                sequence.left_out.append(f"{files.name}: {error}")
+                continue
+            cameras = _middlebury_cameras(files, scene.left.shape)
+            yield StereoFrame(
+                stamp, scene.left, scene.right, cameras, scene.disparity, camera=scene.name
             )
-            for i, scene in enumerate(scenes)
-        ),
-        len(scenes),
-        left_out=skipped,
-    )
+            stamp += interval
+
+    sequence.frames = frames()
+    return sequence
 
 
-def _middlebury_cameras(folder: Path, scene: Scene) -> tuple[Camera, Camera] | None:
+def _middlebury_cameras(files: SceneFiles, shape: tuple[int, int]) -> tuple[Camera, Camera] | None:
     """Cameras of a scene from its calib.txt (millimetres); None without one for this size."""
-    path = folder / scene.name / "calib.txt"
+    path = files.left.parent / "calib.txt"
     if not path.is_file():
         return None
     lines = (line.partition("=") for line in path.read_text().splitlines() if "=" in line)
     values = {name.strip(): value.strip() for name, _, value in lines}
-    height, width = scene.left.shape
+    height, width = shape
     try:
         if (int(values["width"]), int(values["height"])) != (width, height):
             return None

@@ -14,13 +14,20 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from kp_frontend.frontend import Features, StereoFeatures
-from kp_training.evaluation.metrics import published_metrics, scene_metrics
+from kp_training.evaluation.metrics import (
+    ROW_TOLERANCE,
+    median,
+    mutual_nearest,
+    published_metrics,
+    scene_metrics,
+    share,
+    squared_distances,
+)
 from kp_training.evaluation.scenes import Scene
 
 GRID = (16, 12)  # cells of the image, columns and rows, for coverage
 NEIGHBOURS = 8  # matches that a match's disparity is compared with
 OUTLIER_PX, OUTLIER_SHARE = 3.0, 0.05  # a disparity is off by more than both, as KITTI counts
-ROW_TOLERANCE = 2.0  # pixels, of matching_accuracy
 NEAR = 3.0  # pixels; a keypoint is found again
 FLOW_WINDOW, FLOW_LEVELS = (21, 21), 4  # of the optical flow that says where keypoints went
 FLOW_METRICS = ("temporal_repeatability", "temporal_repeatability_1px", "track_accuracy")
@@ -94,12 +101,8 @@ class StreamMetrics:
 
 
 def _share(which: np.ndarray) -> float | None:
-    """Share of True in (N,) bool; None of nothing."""
-    return float(which.mean()) if which.size else None
-
-
-def _median(values: np.ndarray) -> float | None:
-    return float(np.median(values)) if values.size else None
+    """Share of True in (N,) bool; None of nothing, where there was nothing to be found."""
+    return share(which) if which.size else None
 
 
 def unconstrained_rows(features: StereoFeatures) -> np.ndarray:
@@ -107,10 +110,8 @@ def unconstrained_rows(features: StereoFeatures) -> np.ndarray:
     left, right = features.left, features.right
     if not len(left) or not len(right):
         return np.zeros(0, np.float32)
-    similarity = left.descriptors @ right.descriptors.T
-    nearest = similarity.argmax(1)
-    mutual = similarity.argmax(0)[nearest] == np.arange(len(left))
-    return (left.keypoints[:, 1] - right.keypoints[nearest, 1])[mutual]
+    rows = mutual_nearest(squared_distances(left.descriptors, right.descriptors))
+    return left.keypoints[rows[:, 0], 1] - right.keypoints[rows[:, 1], 1]
 
 
 def epipolar_metrics(rows: np.ndarray) -> Row:
@@ -118,10 +119,10 @@ def epipolar_metrics(rows: np.ndarray) -> Row:
     error = np.abs(rows)
     return {
         "total_matches": len(rows),
-        "matching_accuracy": _share(error <= ROW_TOLERANCE),
-        "epipolar_error_px": _median(error),
+        "matching_accuracy": share(error <= ROW_TOLERANCE),
+        "epipolar_error_px": median(error),
         "epipolar_error_p90_px": float(np.percentile(error, 90)) if error.size else None,
-        "row_offset_px": _median(rows),
+        "row_offset_px": median(rows),
     }
 
 
@@ -131,7 +132,7 @@ def match_metrics(features: StereoFeatures) -> Row:
     A match is compared with the median disparity of its `NEIGHBOURS` nearest matches.
     """
     row: Row = {
-        "matched_share": len(features) / len(features.left) if len(features.left) else None,
+        "matched_share": len(features) / max(1, len(features.left)),
         "disparity_roughness_px": None,
         "disparity_outliers": None,
     }
@@ -140,7 +141,7 @@ def match_metrics(features: StereoFeatures) -> Row:
         _, near = cKDTree(places).query(places, NEIGHBOURS + 1)
         around = np.median(features.disparity[near[:, 1:]], axis=1)
         off = np.abs(features.disparity - around)
-        row["disparity_roughness_px"] = _median(off)
+        row["disparity_roughness_px"] = median(off)
         outlier = (off > OUTLIER_PX) & (off > OUTLIER_SHARE * np.abs(around))
         row["disparity_outliers"] = _share(outlier)
     return row
