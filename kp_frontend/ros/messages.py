@@ -52,48 +52,6 @@ def decode_descriptors(message: FeaturesMsg) -> np.ndarray:
     return values / 127 if message.descriptor_type == FeaturesMsg.INT8 else values
 
 
-def features_message(
-    features: Features, width: int, height: int, header: Header, descriptor_type: str
-) -> FeaturesMsg:
-    """One image's features as a message."""
-    kind = DESCRIPTOR_TYPES[descriptor_type]
-    message = FeaturesMsg(header=header, width=width, height=height)
-    message.x = _array("f", "<f4", features.keypoints[:, 0])
-    message.y = _array("f", "<f4", features.keypoints[:, 1])
-    message.score = _array("f", "<f4", features.scores)
-    message.track_id = _array("I", "<u4", features.track_ids)
-    message.descriptor_dim = features.descriptors.shape[1]
-    message.descriptor_type = kind
-    message.descriptors = array("B", encode_descriptors(features.descriptors, kind))
-    return message
-
-
-def stereo_message(
-    result: StereoFeatures,
-    left_header: Header,
-    right_header: Header,
-    sequence: int,
-    descriptor_type: str,
-) -> StereoFeaturesMsg:
-    """Everything about a pair as a message, stamped like the left image."""
-    size = (result.width, result.height)
-    message = StereoFeaturesMsg(header=left_header, sequence=sequence)
-    message.left = features_message(result.left, *size, left_header, descriptor_type)
-    message.right = features_message(result.right, *size, right_header, descriptor_type)
-    message.left_index = _array("I", "<u4", result.left_index)
-    message.right_index = _array("I", "<u4", result.right_index)
-    message.disparity = _array("f", "<f4", result.disparity)
-    message.disparity_sigma = _array("f", "<f4", result.disparity_sigma)
-    message.similarity = _array("f", "<f4", result.similarity)
-    message.points = _array("f", "<f4", result.points)
-    for name in ("fx", "fy", "cx", "cy", "baseline"):
-        value = getattr(result.calibration, name) if result.calibration else float("nan")
-        setattr(message, name, value)
-    message.stage = list(result.stage_ms)
-    message.stage_ms = array("f", result.stage_ms.values())
-    return message
-
-
 def features_of(message: FeaturesMsg) -> Features:
     """The reverse of `features_message`; exact where descriptors are float32.
 
@@ -142,3 +100,45 @@ def stereo_features(message: StereoFeaturesMsg) -> StereoFeatures:
         None if np.isnan(camera).any() else StereoCalibration(*camera),
         dict(zip(message.stage, map(float, message.stage_ms), strict=True)),
     )
+
+
+def features_message(
+    features: Features, width: int, height: int, header: Header, descriptor_type: str
+) -> FeaturesMsg:
+    """One image's features as a message."""
+    kind = DESCRIPTOR_TYPES[descriptor_type]
+    message = FeaturesMsg(header=header, width=width, height=height)
+    message.x = _array("f", "<f4", features.keypoints[:, 0])
+    message.y = _array("f", "<f4", features.keypoints[:, 1])
+    message.score = _array("f", "<f4", features.scores)
+    message.track_id = _array("I", "<u4", features.track_ids)
+    message.descriptor_dim = features.descriptors.shape[1]
+    message.descriptor_type = kind
+    message.descriptors = array("B", encode_descriptors(features.descriptors, kind))
+    return message
+
+
+def stereo_message(
+    result: StereoFeatures,
+    left_header: Header,
+    right_header: Header,
+    sequence: int,
+    descriptor_type: str,
+) -> StereoFeaturesMsg:
+    """Everything about a pair as a message, stamped like the left image."""
+    size = (result.width, result.height)
+    message = StereoFeaturesMsg(header=left_header, sequence=sequence)
+    message.left = features_message(result.left, *size, left_header, descriptor_type)
+    message.right = features_message(result.right, *size, right_header, descriptor_type)
+    message.left_index = _array("I", "<u4", result.left_index)
+    message.right_index = _array("I", "<u4", result.right_index)
+    message.disparity = _array("f", "<f4", result.disparity)
+    message.disparity_sigma = _array("f", "<f4", result.disparity_sigma)
+    message.similarity = _array("f", "<f4", result.similarity)
+    message.points = _array("f", "<f4", result.points)
+    for name in ("fx", "fy", "cx", "cy", "baseline"):
+        value = getattr(result.calibration, name) if result.calibration else float("nan")
+        setattr(message, name, value)
+    message.stage = list(result.stage_ms)
+    message.stage_ms = array("f", result.stage_ms.values())
+    return message
