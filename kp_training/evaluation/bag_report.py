@@ -225,7 +225,10 @@ def write_odometry_report(result: dict, command: str, path: Path) -> None:
         "ATE: RMS of positions after rigid alignment. The same plain odometry for all.",
         best=least,
     )
-    page.figure(_trajectories(result), "Trajectories from above, first frame at the origin.")
+    page.figure(
+        _trajectories(result),
+        "Trajectories from above, first frame at the origin; and how far off they are on the way.",
+    )
     page.heading("Drift by length")
     page.table(
         [
@@ -250,14 +253,21 @@ def write_odometry_report(result: dict, command: str, path: Path) -> None:
 
 
 def _trajectories(result: dict) -> Figure:
-    figure = Figure(figsize=(9, 6))
-    axes = figure.subplots()
-    for name, places in result["trajectories"].items():
-        x, _, z = np.array(places).T
-        style = {"color": "black", "linewidth": 2} if name == "truth" else {"linestyle": "--"}
-        axes.plot(x, z, label=name, **style)
-    axes.set(xlabel="x (right), metres", ylabel="z (forward), metres")
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    figure = Figure(figsize=(11, 5))
+    above, beside = figure.subplots(1, 2)
+    truth = np.array(result["trajectories"]["truth"])
+    way = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(truth, axis=0), axis=1))])
+    for name, listed in result["trajectories"].items():
+        places = np.array(listed)
+        if name == "truth":
+            above.plot(places[:, 0], places[:, 2], "k", linewidth=2, label=name)
+            continue
+        above.plot(places[:, 0], places[:, 2], "--", label=name)
+        beside.plot(way, np.linalg.norm(places - truth, axis=1), label=name)
+    above.set(xlabel="x (right), metres", ylabel="z (forward), metres")
+    above.set_aspect("equal", adjustable="datalim")
+    beside.set(xlabel="way travelled, metres", ylabel="distance from the truth, metres")
+    for axes in (above, beside):
+        axes.grid(alpha=0.3)
+        axes.legend()
     return figure
