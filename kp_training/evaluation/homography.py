@@ -42,7 +42,6 @@ METRICS = (
     "correct_matches",
     "descriptor_map",
     *(f"homography_accuracy_{t}px" for t in CORNER_TOLERANCES),
-    "corner_error_px",
     "inference_ms",
 )
 
@@ -174,7 +173,6 @@ def pair_metrics(pair: Pair, first: Found, second: Found, matches: np.ndarray) -
         "total_matches": len(matches),
         "correct_matches": int(correct.sum()),
         **{f"homography_accuracy_{t}px": float(error <= t) for t in CORNER_TOLERANCES},
-        "corner_error_px": error if np.isfinite(error) else None,
     }
 
 

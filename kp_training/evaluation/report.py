@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
+
 import numpy as np
 
 from kp_training.evaluation import figures
@@ -11,7 +13,7 @@ from kp_training.evaluation.methods import NetworkMethod
 from kp_training.evaluation.metrics import LESS_IS_BETTER, STEREO, UNCONSTRAINED, Value
 from kp_training.evaluation.middlebury import Evaluation
 from kp_training.evaluation.page import Page, shown
-from kp_training.evaluation.results import provenance, without_value
+from kp_training.evaluation.results import provenance, summary, without_value
 
 LABELS = {
     "matching_accuracy": "matching accuracy",
@@ -30,8 +32,7 @@ LABELS = {
     "stereo_correct_matches": "correct matches",
     "stereo_error_px": "median error, px",
     "matching_score": "matching score",
-    "corner_error_px": "mean corner error, px",
-    **{f"homography_accuracy_{t}px": f"homography within {t} px" for t in (1, 3, 5)},
+    **{f"homography_accuracy_{t}px": f"H within {t} px" for t in (1, 3, 5)},
 }
 # What the reference study reports: mean and standard deviation, shares instead of percentages.
 STUDY_METRICS = (
@@ -44,18 +45,18 @@ STUDY_METRICS = (
 STUDY = (
     {
         "method": "study: network",
-        "measured on": "Middlebury 2021, 1920x1080, T4 GPU",
         "matching_accuracy": (0.4691, 0.0619),
         "total_matches": (978, 184),
         "repeatability": (0.423, 0.059),
         "descriptor_map": (0.061, 0.035),
         "inference_ms": (67.99, 0.23),
+        "measured on": "Middlebury 2021, 1920x1080, T4 GPU",
     },
     {
         "method": "study: SIFT, FLANN",
-        "measured on": "Middlebury 2021, 1920x1080",
         "matching_accuracy": (0.7708, 0.0619),
         "total_matches": (1863, 698),
+        "measured on": "Middlebury 2021, 1920x1080",
     },
 )
 MATCHES = UNCONSTRAINED[:5]
@@ -123,9 +124,10 @@ def homography_report(evaluation: HomographyEvaluation) -> Page:
         metrics,
         homographies.METRICS,
         "Mean ± standard deviation over pairs; best in bold. Matches are mutual nearest neighbours "
-        "or the method's own; the homography is estimated from them by RANSAC "
+        "or the method's own; H, the homography, is estimated from them by RANSAC "
         f"({homographies.RANSAC_PX:g} px) and right if the corners' mean error is small enough.",
     )
+    _hpatches_parts(page, metrics)
     accuracy = {
         name: {
             f"{t} px": found[f"homography_accuracy_{t}px"]["mean"]
@@ -161,6 +163,26 @@ def homography_report(evaluation: HomographyEvaluation) -> Page:
     return page
 
 
+def _hpatches_parts(page: Page, metrics: dict) -> None:
+    """Means of HPatches' two kinds of sequences, where they are there."""
+    for prefix, words in (("i_", "Illumination"), ("v_", "Viewpoint")):
+        pairs = [
+            pair for pair in metrics["scenes"] if PurePath(pair).parent.name.startswith(prefix)
+        ]
+        if not pairs:
+            continue
+        methods = {
+            name: summary(
+                homographies.METRICS,
+                {p: {m: v["per_scene"][p] for m, v in found.items()} for p in pairs},
+            )
+            for name, found in metrics["methods"].items()
+        }
+        page.heading(f"{words} (sequences {prefix}...)", 3)
+        caption = f"{_many(len(pairs), 'pair')}; best in bold."
+        _method_table(page, {"methods": methods}, homographies.METRICS, caption)
+
+
 def _in_short(metrics: dict) -> list[str]:
     """A line on each method."""
     lines = []
@@ -181,8 +203,8 @@ def _study(page: Page, evaluation: Evaluation) -> None:
     here = f"{_many(len(evaluation.scenes), 'scene')} here, {_size(protocol)}"
     rows = [_labelled(row) for row in STUDY]
     for name, found in evaluation.metrics["methods"].items():
-        row = {"method": name, "measured on": here}
-        rows.append(_labelled(row | {m: _mean(found[m]) for m in STUDY_METRICS}))
+        row = {"method": name} | {m: _mean(found[m]) for m in STUDY_METRICS}
+        rows.append(_labelled(row | {"measured on": here}))
     page.table(
         rows,
         "Mean ± standard deviation over scenes. The first two rows are the study's own figures, on "
@@ -277,21 +299,17 @@ def _end(page: Page, metrics: dict) -> None:
     page.heading("How this was made")
     facts = provenance()
     page.code(facts.pop("command"))
-    page.table([{"": name, "value": words} for name, words in facts.items()])
+    page.table([{"what": name, "value": words} for name, words in facts.items()])
 
 
 def _method_table(page: Page, metrics: dict, names: tuple[str, ...], caption: str) -> None:
     """A row for each method."""
-    best = {LABELS[m]: "min" if _less(m) else "max" for m in names}
+    best = {LABELS[m]: "min" if m in LESS_IS_BETTER else "max" for m in names}
     rows = [
         _labelled({"method": name} | {m: _mean(found[m]) for m in names})
         for name, found in metrics["methods"].items()
     ]
     page.table(rows, caption, best)
-
-
-def _less(metric: str) -> bool:
-    return metric in LESS_IS_BETTER or metric == "corner_error_px"
 
 
 def _mean(metric: dict) -> Value | tuple[float, float]:
