@@ -19,7 +19,7 @@ from kp_training.evaluation.homography import (
     pair_metrics,
     warp,
 )
-from kp_training.evaluation.methods import Found
+from kp_training.evaluation.method import Found
 
 OXFORD = Path(__file__).parents[2] / "shared/data/homography"
 SHEAR = np.array([[1.0, 0.05, 6.0], [-0.02, 0.98, 4.0], [1e-5, 0, 1]])

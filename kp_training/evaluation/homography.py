@@ -17,7 +17,8 @@ import numpy as np
 from rich.progress import track
 from scipy.spatial import cKDTree
 
-from kp_training.evaluation.methods import Found, Method, make_method
+from kp_training.evaluation.method import Found, Method
+from kp_training.evaluation.methods import make_method
 from kp_training.evaluation.metrics import (
     REPEAT_TOLERANCE,
     Value,
