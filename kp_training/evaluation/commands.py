@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from kp_frontend.cli import add_command, count, size
+from kp_training.evaluation import bag_commands
 
 METHODS = "tiny,sift,sift_flann,rootsift,orb"
 
@@ -133,3 +134,4 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     homography.add_argument("folder", type=Path, help="folder of sequences")
     _add_shared(homography)
+    bag_commands.add_evaluations(kinds)

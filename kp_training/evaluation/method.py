@@ -88,7 +88,7 @@ class Method:
             inside = (limits[1] <= apart[:, 0]) & (apart[:, 0] <= limits[2])
             rows = rows[inside & (np.abs(apart[:, 1]) <= limits[0])]
         else:
-            rows = _match_stereo(left, right, limits)
+            rows = match_limited(left, right, limits)
         xy = (torch.from_numpy(np.float32(f.xy)) for f in (left, right))
         left_xy, right_xy = (places[rows[:, i]] for i, places in enumerate(xy))
         grey = (torch.from_numpy(image).float() for image in images)
@@ -103,7 +103,7 @@ def stereo_limits(config: FrontendConfig, width: int) -> np.ndarray:
     )
 
 
-def _match_stereo(left: Found, right: Found, limits: np.ndarray) -> np.ndarray:
+def match_limited(left: Found, right: Found, limits: np.ndarray) -> np.ndarray:
     """Matches by the front end's matcher, (M, 2) indices; descriptors are made unit vectors."""
     count = max(len(left.xy), len(right.xy))
     xy = torch.zeros(2, count, 2)
