@@ -13,7 +13,8 @@ import pytest
 
 from kp_frontend.frontend import Features, FrontendConfig, StereoFeatures, StereoFrontend
 from kp_training.evaluation.layouts import SceneFiles, find_scenes
-from kp_training.evaluation.methods import Found, Method, make_method
+from kp_training.evaluation.method import Found, Method
+from kp_training.evaluation.methods import make_method
 from kp_training.evaluation.metrics import (
     average_precision,
     mutual_nearest,

@@ -14,7 +14,7 @@ METHODS = "tiny,sift,sift_flann,rootsift,orb"
 
 def _middlebury(arguments: argparse.Namespace) -> None:
     from kp_training.evaluation.middlebury import evaluate_middlebury
-    from kp_training.evaluation.report import middlebury_report
+    from kp_training.evaluation.middlebury_report import middlebury_report
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     evaluation = evaluate_middlebury(
@@ -32,7 +32,7 @@ def _middlebury(arguments: argparse.Namespace) -> None:
 
 def _homography(arguments: argparse.Namespace) -> None:
     from kp_training.evaluation.homography import evaluate_homography
-    from kp_training.evaluation.report import homography_report
+    from kp_training.evaluation.homography_report import homography_report
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     evaluation = evaluate_homography(

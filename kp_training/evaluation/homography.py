@@ -17,7 +17,8 @@ import numpy as np
 from rich.progress import track
 from scipy.spatial import cKDTree
 
-from kp_training.evaluation.methods import Found, Method, make_method
+from kp_training.evaluation.method import Found, Method
+from kp_training.evaluation.methods import make_method
 from kp_training.evaluation.metrics import (
     REPEAT_TOLERANCE,
     Value,
@@ -42,7 +43,6 @@ METRICS = (
     "correct_matches",
     "descriptor_map",
     *(f"homography_accuracy_{t}px" for t in CORNER_TOLERANCES),
-    "corner_error_px",
     "inference_ms",
 )
 
@@ -174,7 +174,6 @@ def pair_metrics(pair: Pair, first: Found, second: Found, matches: np.ndarray) -
         "total_matches": len(matches),
         "correct_matches": int(correct.sum()),
         **{f"homography_accuracy_{t}px": float(error <= t) for t in CORNER_TOLERANCES},
-        "corner_error_px": error if np.isfinite(error) else None,
     }
 
 

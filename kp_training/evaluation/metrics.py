@@ -34,18 +34,21 @@ ROW_TOLERANCE = 2.0  # rows of a right match differ by no more, pixels
 DISPARITY_TOLERANCE = 3.0  # disparity of a right match is off by no more, pixels
 REPEAT_TOLERANCE = 3.0  # a repeated keypoint is no farther from its true place, pixels
 
-UNCONSTRAINED = (
+MATCHES = (
     "matching_accuracy",
     "total_matches",
     "disparity_accuracy",
     "correct_matches",
     "disparity_error_px",
+)
+KEYPOINTS = (
     "repeatability",
     "repeatability_1px",
     "repeatability_unoccluded",
     "repeatability_unoccluded_1px",
     "descriptor_map",
 )
+UNCONSTRAINED = (*MATCHES, *KEYPOINTS)
 STEREO = ("stereo_accuracy", "stereo_matches", "stereo_correct_matches", "stereo_error_px")
 METRICS = (*UNCONSTRAINED, *STEREO, "inference_ms")
 LESS_IS_BETTER = ("disparity_error_px", "stereo_error_px", "inference_ms")

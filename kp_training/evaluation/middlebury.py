@@ -10,7 +10,8 @@ import numpy as np
 from rich.progress import track
 
 from kp_training.evaluation.layouts import find_scenes
-from kp_training.evaluation.methods import Found, Method, Published, make_method
+from kp_training.evaluation.method import Found, Method, Published
+from kp_training.evaluation.methods import make_method
 from kp_training.evaluation.metrics import (
     METRICS,
     Value,

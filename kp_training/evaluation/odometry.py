@@ -21,14 +21,8 @@ from kp_frontend.calibration import StereoCalibration
 from kp_frontend.frontend import Features, FrontendConfig, StereoFeatures, StereoFrontend
 from kp_frontend.matching import match_temporal, refine_disparity
 from kp_training.evaluation.frames import StereoFrame
-from kp_training.evaluation.methods import (
-    CLASSICS,
-    Found,
-    Method,
-    make_method,
-    match_limited,
-    stereo_limits,
-)
+from kp_training.evaluation.method import Found, Method, match_limited, stereo_limits
+from kp_training.evaluation.methods import CLASSICS, make_method
 
 SIMILARITY = 0.5  # cosine that matched descriptors must have, in space and in time
 MOTION_SHARE = 0.25  # of the image's width: the farthest that a keypoint may move between frames

@@ -1,38 +1,24 @@
-"""The reports of `kp evaluate middlebury` and `homography`, as pages."""
+"""The report of `kp evaluate middlebury`."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from kp_training.evaluation import figures
-from kp_training.evaluation import homography as homographies
-from kp_training.evaluation.homography import HomographyEvaluation
 from kp_training.evaluation.methods import NetworkMethod
-from kp_training.evaluation.metrics import LESS_IS_BETTER, STEREO, UNCONSTRAINED, Value
+from kp_training.evaluation.metrics import KEYPOINTS, MATCHES, STEREO
 from kp_training.evaluation.middlebury import Evaluation
 from kp_training.evaluation.page import Page, shown
-from kp_training.evaluation.results import provenance, without_value
+from kp_training.evaluation.report_parts import (
+    LABELS,
+    add_end,
+    add_means,
+    labelled,
+    many,
+    mean_and_std,
+    size_words,
+)
 
-LABELS = {
-    "matching_accuracy": "matching accuracy",
-    "total_matches": "matches",
-    "disparity_accuracy": "disparity accuracy",
-    "correct_matches": "correct matches",
-    "disparity_error_px": "median error, px",
-    "repeatability": "repeatability",
-    "repeatability_1px": "repeatability 1 px",
-    "repeatability_unoccluded": "repeatability, unoccluded",
-    "repeatability_unoccluded_1px": "unoccluded, 1 px",
-    "descriptor_map": "descriptor mAP",
-    "inference_ms": "ms per image",
-    "stereo_accuracy": "accuracy",
-    "stereo_matches": "matches",
-    "stereo_correct_matches": "correct matches",
-    "stereo_error_px": "median error, px",
-    "matching_score": "matching score",
-    "corner_error_px": "mean corner error, px",
-    **{f"homography_accuracy_{t}px": f"homography within {t} px" for t in (1, 3, 5)},
-}
 # What the reference study reports: mean and standard deviation, shares instead of percentages.
 STUDY_METRICS = (
     "matching_accuracy",
@@ -44,21 +30,20 @@ STUDY_METRICS = (
 STUDY = (
     {
         "method": "study: network",
-        "measured on": "Middlebury 2021, 1920x1080, T4 GPU",
         "matching_accuracy": (0.4691, 0.0619),
         "total_matches": (978, 184),
         "repeatability": (0.423, 0.059),
         "descriptor_map": (0.061, 0.035),
         "inference_ms": (67.99, 0.23),
+        "measured on": "Middlebury 2021, 1920x1080, T4 GPU",
     },
     {
         "method": "study: SIFT, FLANN",
-        "measured on": "Middlebury 2021, 1920x1080",
         "matching_accuracy": (0.7708, 0.0619),
         "total_matches": (1863, 698),
+        "measured on": "Middlebury 2021, 1920x1080",
     },
 )
-MATCHES = UNCONSTRAINED[:5]
 PER_SCENE = (
     "disparity_accuracy",
     "correct_matches",
@@ -76,8 +61,8 @@ def middlebury_report(evaluation: Evaluation) -> Page:
     count, skipped = len(metrics["scenes"]), len(protocol["skipped"])
     page = Page(
         "Stereo features on Middlebury",
-        f"{_many(count, 'scene')}{f', {skipped} skipped' if skipped else ''}; "
-        f"at most {protocol['max_keypoints']} keypoints per image; {_size(protocol)}.",
+        f"{many(count, 'scene')}{f', {skipped} skipped' if skipped else ''}; "
+        f"at most {protocol['max_keypoints']} keypoints per image; {size_words(protocol)}.",
     )
     page.items(_in_short(metrics))
     _study(page, evaluation)
@@ -104,60 +89,7 @@ def middlebury_report(evaluation: Evaluation) -> Page:
             row |= {f"{LABELS[m]} (stereo)": found[m]["per_scene"][scene] for m in STEREO}
             rows.append(row)
     page.table(rows)
-    _end(page, metrics)
-    return page
-
-
-def homography_report(evaluation: HomographyEvaluation) -> Page:
-    """The page of `kp evaluate homography`."""
-    metrics, protocol = evaluation.metrics, evaluation.metrics["protocol"]
-    count, skipped = len(metrics["scenes"]), len(protocol["skipped"])
-    page = Page(
-        "Features under homographies",
-        f"{_many(count, 'image pair')}{f', {skipped} skipped' if skipped else ''}; "
-        f"at most {protocol['max_keypoints']} keypoints per image; {_size(protocol)}.",
-    )
-    page.heading("Means")
-    _method_table(
-        page,
-        metrics,
-        homographies.METRICS,
-        "Mean ± standard deviation over pairs; best in bold. Matches are mutual nearest neighbours "
-        "or the method's own; the homography is estimated from them by RANSAC "
-        f"({homographies.RANSAC_PX:g} px) and right if the corners' mean error is small enough.",
-    )
-    accuracy = {
-        name: {
-            f"{t} px": found[f"homography_accuracy_{t}px"]["mean"]
-            for t in homographies.CORNER_TOLERANCES
-        }
-        for name, found in metrics["methods"].items()
-    }
-    page.figure(
-        figures.bars_figure(accuracy, "share of pairs with the right homography"),
-        "Corner error of the estimated homography at most 1, 3 and 5 px.",
-    )
-    page.heading(f"Matches of {evaluation.shown.name}")
-    for name, (first, second, matches) in evaluation.shown_results.items():
-        left, right = first.xy[matches[:, 0]], second.xy[matches[:, 1]]
-        off = np.linalg.norm(homographies.warp(left, evaluation.shown.matrix) - right, axis=1)
-        correct = (off <= homographies.REPEAT_TOLERANCE).astype(float)
-        pair = evaluation.shown
-        page.figure(
-            figures.matches_figure(pair.first, pair.second, left, right, correct, name),
-            f"{name}: right ones green, wrong ones red.",
-        )
-    page.heading("Per pair")
-    page.text("A click on a column's head sorts by it.")
-    page.table(
-        [
-            {"pair": pair, "method": name}
-            | {LABELS[m]: found[m]["per_scene"][pair] for m in homographies.METRICS}
-            for pair in metrics["scenes"]
-            for name, found in metrics["methods"].items()
-        ]
-    )
-    _end(page, metrics)
+    add_end(page, metrics)
     return page
 
 
@@ -178,11 +110,11 @@ def _in_short(metrics: dict) -> list[str]:
 def _study(page: Page, evaluation: Evaluation) -> None:
     page.heading("Beside the reference study")
     protocol = evaluation.metrics["protocol"]
-    here = f"{_many(len(evaluation.scenes), 'scene')} here, {_size(protocol)}"
-    rows = [_labelled(row) for row in STUDY]
+    here = f"{many(len(evaluation.scenes), 'scene')} here, {size_words(protocol)}"
+    rows = [labelled(row) for row in STUDY]
     for name, found in evaluation.metrics["methods"].items():
-        row = {"method": name, "measured on": here}
-        rows.append(_labelled(row | {m: _mean(found[m]) for m in STUDY_METRICS}))
+        row = {"method": name} | {m: mean_and_std(found[m]) for m in STUDY_METRICS}
+        rows.append(labelled(row | {"measured on": here}))
     page.table(
         rows,
         "Mean ± standard deviation over scenes. The first two rows are the study's own figures, on "
@@ -194,7 +126,7 @@ def _study(page: Page, evaluation: Evaluation) -> None:
 def _means(page: Page, metrics: dict) -> None:
     page.heading("All metrics")
     page.heading("Unconstrained matches", 3)
-    _method_table(
+    add_means(
         page,
         metrics,
         MATCHES,
@@ -202,15 +134,15 @@ def _means(page: Page, metrics: dict) -> None:
         "matcher. Mean ± standard deviation over scenes; best in bold.",
     )
     page.heading("Keypoints and descriptors", 3)
-    _method_table(
+    add_means(
         page,
         metrics,
-        (*(m for m in UNCONSTRAINED if m not in MATCHES), "inference_ms"),
+        (*KEYPOINTS, "inference_ms"),
         "Repeatability of the keypoints whose true place lies in the other image, within 3 px and "
         "1 px; unoccluded: only of those that the other image is known to see.",
     )
     page.heading("As the front end publishes them", 3)
-    _method_table(
+    add_means(
         page,
         metrics,
         STEREO,
@@ -264,56 +196,9 @@ def _pictures(page: Page, evaluation: Evaluation) -> None:
         )
 
 
-def _end(page: Page, metrics: dict) -> None:
-    """What was left out, and how the page came about."""
-    page.heading("Left out")
-    skipped = metrics["protocol"]["skipped"]
-    page.text(f"Skipped, not part of any mean: {len(skipped)}." if skipped else "Nothing skipped.")
-    page.items(skipped)
-    missing = without_value(metrics)
-    if missing:
-        page.text("Means over fewer scenes, where a scene has no value (no correct match):")
-        page.items(missing)
-    page.heading("How this was made")
-    facts = provenance()
-    page.code(facts.pop("command"))
-    page.table([{"": name, "value": words} for name, words in facts.items()])
-
-
-def _method_table(page: Page, metrics: dict, names: tuple[str, ...], caption: str) -> None:
-    """A row for each method."""
-    best = {LABELS[m]: "min" if _less(m) else "max" for m in names}
-    rows = [
-        _labelled({"method": name} | {m: _mean(found[m]) for m in names})
-        for name, found in metrics["methods"].items()
-    ]
-    page.table(rows, caption, best)
-
-
-def _less(metric: str) -> bool:
-    return metric in LESS_IS_BETTER or metric == "corner_error_px"
-
-
-def _mean(metric: dict) -> Value | tuple[float, float]:
-    return None if metric["mean"] is None else (metric["mean"], metric["std"])
-
-
-def _labelled(row: dict) -> dict:
-    return {LABELS.get(name, name): value for name, value in row.items()}
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def _size(protocol: dict) -> str:
-    size = protocol["size"]
-    return "native size" if isinstance(size, str) else f"{size[0]}x{size[1]}"
-
-
 def _precise(evaluation: Evaluation) -> str:
     """Which scenes the error histograms are of."""
     precise, every = len(evaluation.precise), len(evaluation.scenes)
     if precise < every:
-        return f"{_many(precise, 'scene')} with sub-pixel ground truth"
+        return f"{many(precise, 'scene')} with sub-pixel ground truth"
     return f"all {shown(every)} scenes"
