@@ -12,6 +12,7 @@ from rich.progress import track
 
 from kp_frontend.frontend import FrontendConfig, StereoFeatures, StereoFrontend
 from kp_frontend.ros.messages import stereo_features
+from kp_training.evaluation.bag_messages import true_disparity
 from kp_training.evaluation.bags import Bag, stamp_of
 from kp_training.evaluation.frames import StereoFrame
 from kp_training.evaluation.results import provenance, summary
@@ -20,7 +21,6 @@ from kp_training.evaluation.stereo_bag import (
     StereoTopics,
     choose_topics,
     stamp_text,
-    true_disparity,
 )
 from kp_training.evaluation.stream import GRID, NEIGHBOURS, Row, StreamMetrics
 
@@ -175,6 +175,7 @@ def evaluate_bag(
         result["live"] = {
             "rate": rate,
             "processed": len(run.rows),
+            "of_other_pairs": [stamp_text(s) for s in sorted(played.messages.keys() - run.cameras)],
             "dropped": [stamp_text(stamp) for stamp in run.missing if stamp in offline.rows],
             "node": played.counts,
             "agreement": agreement(offline, run),

@@ -54,7 +54,8 @@ def mean_rows(methods: Mapping[str, dict]) -> list[dict]:
         found = {m: values[name] for m, values in methods.items() if name in values}
         if any(v["count"] for v in found.values()):
             cells = {m: (v["mean"], v["std"]) if v["count"] else None for m, v in found.items()}
-            pairs = max(v["count"] for v in found.values())
+            # Where a method has fewer pairs its mean is of other pairs: said, not hidden.
+            pairs = " / ".join(dict.fromkeys(str(v["count"]) for v in found.values()))
             rows.append({"metric": name, **cells, "pairs": pairs, "meaning": meaning})
     return rows
 
@@ -92,6 +93,11 @@ def live_lines(live: dict) -> list[str]:
         if not found["differing"]
         else f"offline and live differ in {len(found['differing'])} of {found['values']} values"
     )
+    if live["of_other_pairs"]:
+        lines.append(
+            f"the node paired {len(live['of_other_pairs'])} images otherwise: "
+            f"{_some(live['of_other_pairs'])}"
+        )
     lines += [f"{stamp}: {name} {a} offline, {b} live" for stamp, name, a, b in found["differing"]]
     lines.append("the node counted: " + ", ".join(f"{k} {v}" for k, v in live["node"].items()))
     return lines
@@ -131,7 +137,9 @@ def write_bag_report(result: dict, example: tuple | None, command: str, path: Pa
     page.code(command)
     page.items([f"{what}: {topic}" for what, topic in bag["topics"].items()])
     page.heading("In short")
-    page.table(mean_rows(result["methods"]), "Mean over pairs ± standard deviation.")
+    page.table(
+        mean_rows(result["methods"]), "Mean over the pairs that have a value ± standard deviation."
+    )
     page.heading("Where the images ended")
     page.items(accounting(result))
     if "live" in result:
