@@ -35,6 +35,10 @@ from kp_frontend.settings import check, fixed_settings, setting
 COORDINATES = ("rectified", "raw")
 
 
+class BadInput(ValueError):
+    """Images, or a calibration, that cannot be processed; the next ones may be."""
+
+
 @dataclass(frozen=True)
 class FrontendConfig:
     """What a user may choose. Distances in pixels unless said."""
@@ -335,18 +339,18 @@ class StereoFrontend:
                 or raw if it is a `RawStereoCalibration`; then only the points are rectified.
 
         Raises:
-            ValueError: images of another type or shape, different, too small for
+            BadInput: images of another type or shape, different, too small for
                 `max_keypoints` and `border`, or of another size than a raw calibration's.
         """
         begin = time.perf_counter()
         images = self._images(left, right)
         if not isinstance(calibration, StereoCalibration | None):
-            raise ValueError(f"calibration must be a StereoCalibration, not {calibration!r}")
+            raise BadInput(f"calibration must be a StereoCalibration, not {calibration!r}")
         height, width = images.shape[1:]
         maps = ()
         if isinstance(calibration, RawStereoCalibration):
             if (calibration.width, calibration.height) != (width, height):
-                raise ValueError(
+                raise BadInput(
                     f"the calibration is for {calibration.width}x{calibration.height} images, "
                     f"not {width}x{height}"
                 )
@@ -401,16 +405,16 @@ class StereoFrontend:
         for name, image in (("left", left), ("right", right)):
             if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 2:
                 what = f"{getattr(image, 'dtype', type(image).__name__)} {np.shape(image)}"
-                raise ValueError(f"the {name} image must be (height, width) uint8, not {what}")
+                raise BadInput(f"the {name} image must be (height, width) uint8, not {what}")
         if left.shape != right.shape:
-            raise ValueError(f"left is {left.shape} and right {right.shape}: sizes must be equal")
+            raise BadInput(f"left is {left.shape} and right {right.shape}: sizes must be equal")
         height, width = left.shape
         if min(height, width) < STRIDE + 2 * self.config.border:
-            raise ValueError(f"a {width}x{height} image is too small for the network")
+            raise BadInput(f"a {width}x{height} image is too small for the network")
         in_cell = (STRIDE // block_side(self.config.nms_radius)) ** 2
         blocks = math.ceil(height / STRIDE) * math.ceil(width / STRIDE) * in_cell
         if self.config.max_keypoints > blocks:
-            raise ValueError(
+            raise BadInput(
                 f"max_keypoints {self.config.max_keypoints} is more than a {width}x{height} image "
                 f"can have ({blocks})"
             )
