@@ -30,6 +30,8 @@ os.environ["KP_ENGINE_CACHE"] = _CACHE.name
 
 DOMAIN = 60 + os.getpid() % 40  # of this test run, so that parallel runs do not hear each other
 
+OTHER_DOMAIN = DOMAIN - 40  # for a second node beside a module's own
+
 
 @pytest.fixture(scope="session")
 def pair() -> tuple[np.ndarray, np.ndarray]:

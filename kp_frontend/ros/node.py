@@ -117,6 +117,7 @@ class StereoNode(LifecycleNode):
         """Start the stream."""
         self._was_active = True
         self.engine.frontend.reset()
+        self.figures.clear()
         self.extras = Extras(self, lambda: self.parameters.node, self._warn)
         self.worker = NewestWins("worker", self._work, lambda _: self.accounts.dropped("replaced"))
         self._last_pair = time.monotonic()

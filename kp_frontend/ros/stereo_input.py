@@ -172,9 +172,13 @@ class StereoInput:
         silent = [name for name, count in zip(names, self._count, strict=True) if not count]
         if silent:
             return "; ".join([f"no image comes on {' and '.join(silent)}", *words])
-        if not all(self._recent):
-            return "the images' stamps are no times"
-        apart = min(abs(a - b) for a in self._recent[0] for b in self._recent[1]) / 1e6
+        new = [
+            [stamp for stamp in recent if last is None or stamp > last]
+            for recent, last in zip(self._recent, self._last_paired, strict=True)
+        ]
+        if not all(new):
+            return "the images' stamps are no times, or older than the last pair's"
+        apart = min(abs(a - b) for a in new[0] for b in new[1]) / 1e6
         if not self._config.approximate_sync:
             return (
                 f"the cameras' stamps are {apart:.3f} ms apart and must be equal; if the cameras "
