@@ -117,6 +117,7 @@ def stereo_features(message: StereoFeaturesMsg) -> StereoFeatures:
         *rows,
         *values[:3],
         values[3].reshape(-1, 3),
+        row_offset(left, right, *rows),
         None if np.isnan(camera).any() else StereoCalibration(*camera),
         dict(zip(message.stage, map(float, message.stage_ms), strict=True)),
     )

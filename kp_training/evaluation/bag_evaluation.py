@@ -65,10 +65,11 @@ def measure(frames: Iterator[StereoFrame], source: Source, total: int, words: st
             run.missing.append(frame.stamp)
             continue
         features, milliseconds = found
-        row = metrics.add(frame.stamp, frame.camera, features, frame.left, frame.disparity)
+        image = frame.rectified().left  # where the features' coordinates are
+        row = metrics.add(frame.stamp, frame.camera, features, image, frame.disparity)
         run.rows[frame.stamp] = row | {"latency_ms": milliseconds}
         if number <= total // 2:
-            run.example = (frame.left, features, frame.disparity)
+            run.example = (image, features, frame.disparity)
     run.finish(metrics)
     return run
 
@@ -91,7 +92,7 @@ class Offline:
             calibration = None
         try:
             if frame.left.shape != self._size:
-                self.frontend.warm_up(*frame.left.shape)
+                self.frontend.warm_up(*frame.left.shape, frame.raw)
                 self._size = frame.left.shape
                 self.first_size = self.first_size or self._size
             begin = time.perf_counter()
@@ -253,7 +254,7 @@ def _images(camera: StereoBag, config: FrontendConfig, runs: dict[str, Run]) -> 
     protocol = {
         "frontend": asdict(config),
         "backend": {method: run.backend for method, run in runs.items()},
-        "rectified_here": camera.raw,
+        "raw_images": camera.raw,
         "slop_s": camera.slop,
     }
     return pairs, protocol
