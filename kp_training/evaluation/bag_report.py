@@ -31,7 +31,7 @@ MEANINGS: dict[str, tuple[str, str | None]] = {
     "matching_accuracy": ("share of those on the same row within 2 px", "max"),
     "epipolar_error_px": ("median |y_l - y_r| of those", "min"),
     "epipolar_error_p90_px": ("90 % of them are within", "min"),
-    "row_offset_px": ("median y_l - y_r: the rig's rows are off by it", None),
+    "row_offset_px": ("median y_r - y_l: the rig's rows are off by it", None),
     "disparity_roughness_px": ("median distance of a disparity from its neighbours' median", "min"),
     "disparity_outliers": ("disparities off their neighbours by 3 px and 5 %", "min"),
     "keypoint_coverage": ("cells of a 16x12 grid with a keypoint", "max"),
