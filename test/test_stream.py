@@ -27,7 +27,7 @@ def nothing() -> StereoFeatures:
     index, values = np.zeros(0, np.uint32), np.zeros(0, np.float32)
     points = np.zeros((0, 3), np.float32)
     return StereoFeatures(
-        WIDTH, HEIGHT, none, none, index, index, values, values, values, points, None
+        WIDTH, HEIGHT, none, none, index, index, values, values, values, points, 0.0, None
     )
 
 

@@ -164,9 +164,7 @@ def _add_camera(command: argparse.ArgumentParser) -> None:
         "--slop", type=float, default=0.0, metavar="S",
         help="seconds by which the stamps of a pair may differ (default 0)",
     )  # fmt: skip
-    command.add_argument(
-        "--raw", action="store_true", help="the images are not rectified: rectify them first"
-    )
+    command.add_argument("--raw", action="store_true", help="the images are not rectified")
     command.add_argument("--backend", default="auto", help="of the networks (default auto)")
     command.add_argument("--precision", default="auto", help="of the networks (default auto)")
     command.add_argument("--threads", type=count, default=0, help="of a CPU (default all)")

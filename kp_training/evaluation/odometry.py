@@ -7,6 +7,7 @@ to those of the next frame, and the motion from 3-D points to pixels by `cv2.sol
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -81,6 +82,7 @@ class OtherFrontend:
             sigma.numpy(),
             np.full(len(rows), np.nan, np.float32),
             calibration.points(places, disparity.numpy()),
+            float(np.median(right_places[:, 1] - places[:, 1])) if len(rows) else math.nan,
             calibration,
         )
 
