@@ -334,6 +334,7 @@ def lines_of(capsys) -> list[str]:
         (("--left", "/left/image_rect"), "give both image topics"),
         (("--gt", "/ground_truth/pose"), "not stereo_msgs/msg/DisparityImage"),
         (("--features", "/left/image_rect"), "not kp_msgs/msg/StereoFeatures"),
+        (("--features", "/f", "--live"), "either --features or --live"),
         (("--model", "none_such"), "none_such"),
     ],
 )

@@ -127,6 +127,8 @@ def evaluate_bag(
     Raises:
         ValueError: the bag cannot be read, or has not what is asked for.
     """
+    if live and given.features is not None:
+        raise ValueError("recorded features cannot be played: give either --features or --live")
     with Bag(path) as bag:
         topics = choose_topics(bag, given)
         if topics.left is None:
