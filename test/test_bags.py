@@ -19,8 +19,9 @@ from kp_frontend.cli import main
 from kp_frontend.frontend import FrontendConfig
 from kp_frontend.ros.messages import stereo_features, stereo_message
 from kp_training.evaluation import bag_writer, bags
-from kp_training.evaluation.bag_evaluation import Run, agreement, evaluate_bag
+from kp_training.evaluation.bag_evaluation import evaluate_bag
 from kp_training.evaluation.bag_report import live_lines
+from kp_training.evaluation.bag_runs import Run, agreement
 from kp_training.evaluation.bags import Bag
 from kp_training.evaluation.sequences import FIRST_STAMP, open_sequence
 from kp_training.evaluation.stereo_bag import (
@@ -334,6 +335,7 @@ def lines_of(capsys) -> list[str]:
         (("--left", "/left/image_rect"), "give both image topics"),
         (("--gt", "/ground_truth/pose"), "not stereo_msgs/msg/DisparityImage"),
         (("--features", "/left/image_rect"), "not kp_msgs/msg/StereoFeatures"),
+        (("--features", "/f", "--live"), "either --features or --live"),
         (("--model", "none_such"), "none_such"),
     ],
 )

@@ -174,14 +174,12 @@ def _series(result: dict) -> Figure:
     figure = Figure(figsize=(10, 4.5))
     axes = figure.subplots()
     for method, metrics in result["methods"].items():
-        dashed = method.endswith(" live")
+        style = "x" if method.endswith(" live") else ".-"  # crosses: pairs between may be missing
         for i, name in enumerate(LINES):
             if name in metrics and metrics[name]["count"]:
                 values = [metrics[name]["per_scene"].get(pair) for pair in result["scenes"]]
                 label = f"{name}, {method}" if len(result["methods"]) > 1 else name
-                axes.plot(
-                    np.array(values, float), "--" if dashed else ".-", color=f"C{i}", label=label
-                )
+                axes.plot(np.array(values, float), style, color=f"C{i}", label=label)
     axes.set(xlabel="pair", ylabel="share", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
