@@ -32,6 +32,7 @@ class FrontendConfig:
     model: str = "tiny"  # released network, or a .safetensors file
     backend: str = "auto"  # auto, or a name of kp_frontend.backends
     precision: str = "auto"  # of the network: auto, fp32, fp16 or bf16, where the backend has it
+    device: str = "cpu"  # of the backend torch: cpu, cuda, cuda:1
     threads: int = 0  # of a CPU backend; 0: one per core
     max_keypoints: int = 1024  # per image
     score_threshold: float = 0.003  # lowest keypoint score, 0..1
@@ -326,7 +327,8 @@ class StereoFrontend:
             self.reset()
             blank = np.zeros((2, height, width), np.uint8)
             tensors = tuple(torch.from_numpy(a) for a in (blank, *self.blank_inputs(width)))
-            options = BackendOptions(self.config.threads, self.config.precision)
+            c = self.config
+            options = BackendOptions(c.threads, c.precision, c.device)
             self._backend = make_backend(self.config.backend, pipeline, tensors, options)
             self._size = (height, width)
         return self._backend
