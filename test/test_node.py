@@ -56,15 +56,16 @@ def test_unpaired_image_is_counted(stereo_node, pair, side):
     stereo_node.wait(lambda: dropped(stereo_node, "unpaired") == before + 1)
 
 
-def test_a_partner_that_comes_after_a_newer_pair_is_unpaired(stereo_node, pair):
-    before = dropped(stereo_node, "unpaired")
+def test_a_partner_that_comes_after_a_newer_pair_is_late(stereo_node, pair):
+    before = {reason: dropped(stereo_node, reason) for reason in ("unpaired", "late")}
     early, late = stereo_node.next_stamp(), stereo_node.next_stamp()
     for side, stamp in (("left", early), ("left", late), ("right", late), ("right", early)):
         image = stereo_node.image(side, pair[0], stamp)
         stereo_node.send(**{f"{side}__image": image})
     stereo_node.expect(late)
     stereo_node.expect(stereo_node.send_pair(*pair))
-    stereo_node.wait(lambda: dropped(stereo_node, "unpaired") == before + 2)
+    for reason, count in before.items():
+        stereo_node.wait(lambda r=reason, n=count: dropped(stereo_node, r) == n + 1)
     stereo_node.wait(lambda: stereo_node.counts["waiting"] == 0)
 
 

@@ -49,13 +49,18 @@ def backend_module(name: str) -> ModuleType:
 
 
 def make_backend(
-    name: str, pipeline: nn.Module, example: tuple[Tensor, ...], options: BackendOptions
+    name: str,
+    pipeline: nn.Module,
+    example: tuple[Tensor, ...],
+    options: BackendOptions,
+    left_out: frozenset[str] = frozenset(),
 ) -> Backend:
     """Build the named backend, or with `auto` the first one that this machine can run.
 
     Args:
         pipeline: the module to run, in eval mode.
         example: inputs that fix every shape and type.
+        left_out: backends that `auto` passes over.
 
     Raises:
         ValueError: no such backend or precision, or the named one cannot run here.
@@ -65,7 +70,8 @@ def make_backend(
     if options.precision not in PRECISIONS:
         raise ValueError(f"unknown precision {options.precision!r}: one of {', '.join(PRECISIONS)}")
     reasons = []
-    for choice in BACKENDS if name == "auto" else (name,):
+    possible = tuple(choice for choice in BACKENDS if choice not in left_out)
+    for choice in possible if name == "auto" else (name,):
         module = backend_module(choice)
         reason = module.unavailable()
         if reason is not None:
