@@ -32,7 +32,7 @@ def nothing() -> StereoFeatures:
 
 
 @pytest.mark.parametrize(
-    ("rows", "accuracy", "error", "offset"), [(0.0, 1, 0, 0), (1.5, 1, 1.5, -1.5), (-3, 0, 3, 3)]
+    ("rows", "accuracy", "error", "offset"), [(0.0, 1, 0, 0), (1.5, 1, 1.5, 1.5), (-3, 0, 3, -3)]
 )
 def test_epipolar_error_is_that_of_the_rows(rows, accuracy, error, offset):
     features = moved(grid_features(), "right", (0, rows))

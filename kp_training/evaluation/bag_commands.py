@@ -151,6 +151,17 @@ def _config(arguments: argparse.Namespace):
     return FrontendConfig(**{n: getattr(arguments, n) for n in names if hasattr(arguments, n)})
 
 
+def _seconds(text: str) -> float:
+    """Argument type: a duration."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return value
+
+
 def _add_camera(command: argparse.ArgumentParser) -> None:
     """Which topics of a bag are the stereo camera's, and how the front end runs on them."""
     for name, what in (
@@ -161,7 +172,7 @@ def _add_camera(command: argparse.ArgumentParser) -> None:
     ):
         command.add_argument(f"--{name}", metavar="T", help=f"topic of the {what}; else guessed")
     command.add_argument(
-        "--slop", type=float, default=0.0, metavar="S",
+        "--slop", type=_seconds, default=0.0, metavar="S",
         help="seconds by which the stamps of a pair may differ (default 0)",
     )  # fmt: skip
     command.add_argument(

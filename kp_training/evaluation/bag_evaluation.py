@@ -2,104 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 
-from kp_frontend.frontend import FrontendConfig, StereoFeatures, StereoFrontend
+from kp_frontend.frontend import FrontendConfig, StereoFeatures
 from kp_frontend.ros.messages import stereo_features
+from kp_training.evaluation.bag_messages import true_disparity
+from kp_training.evaluation.bag_runs import Example, Offline, Run, agreement, measure
 from kp_training.evaluation.bags import Bag, stamp_of
 from kp_training.evaluation.frames import StereoFrame
 from kp_training.evaluation.results import provenance, summary
-from kp_training.evaluation.stereo_bag import (
-    StereoBag,
-    StereoTopics,
-    choose_topics,
-    stamp_text,
-    true_disparity,
-)
+from kp_training.evaluation.stereo_bag import StereoBag, StereoTopics, choose_topics, stamp_text
 from kp_training.evaluation.stream import GRID, NEIGHBOURS, Row, StreamMetrics
 
-# Features of a frame and the milliseconds they took, or None if there are none.
-Source = Callable[[StereoFrame], tuple[StereoFeatures, float | None] | None]
 HISTOGRAM_PX = 10.0  # of row errors; the last bin has all that is beyond
-# A left image, its features, and its true disparity if there is one.
-Example = tuple[np.ndarray, StereoFeatures, np.ndarray | None]
-TEMPORAL = ("track_survival", "match_survival", "temporal_repeatability",
-            "temporal_repeatability_1px", "track_accuracy")  # fmt: skip
-
-
-@dataclass
-class Run:
-    """What one way of making the features gave.
-
-    `rows` metrics by stamp, `previous` the stamp that a pair's temporal metrics refer to,
-    `missing` stamps of pairs without features, `example` a pair from the middle to be shown.
-    """
-
-    rows: dict[int, Row] = field(default_factory=dict)
-    previous: dict[int, int] = field(default_factory=dict)
-    row_errors: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    missing: list[int] = field(default_factory=list)
-    cameras: dict[int, str] = field(default_factory=dict)
-    backend: str = ""
-    example: Example | None = None
-
-    def finish(self, metrics: StreamMetrics) -> None:
-        """Take what was collected over the pairs."""
-        self.previous = metrics.previous
-        self.row_errors = np.concatenate([np.zeros(0), *metrics.row_errors])
-
-
-def measure(frames: Iterator[StereoFrame], source: Source, total: int, words: str) -> Run:
-    """Metrics of all frames with the features of a source."""
-    metrics, run = StreamMetrics(), Run()
-    for number, frame in enumerate(track(frames, words, total=total)):
-        run.cameras[frame.stamp] = frame.camera
-        found = source(frame)
-        if found is None:
-            run.missing.append(frame.stamp)
-            continue
-        features, milliseconds = found
-        row = metrics.add(frame.stamp, frame.camera, features, frame.left, frame.disparity)
-        run.rows[frame.stamp] = row | {"latency_ms": milliseconds}
-        if number <= total // 2:
-            run.example = (frame.left, features, frame.disparity)
-    run.finish(metrics)
-    return run
-
-
-class Offline:
-    """The front end called with each frame; time without building the engine for a new size."""
-
-    def __init__(self, config: FrontendConfig, skipped: list[str]) -> None:
-        self.frontend = StereoFrontend(config)
-        self.first_size: tuple[int, int] | None = None
-        self._size: tuple[int, int] | None = None
-        self._skipped = skipped
-
-    def __call__(self, frame: StereoFrame) -> tuple[StereoFeatures, float] | None:
-        """Features of a frame; None, and named as skipped, if the front end refuses it."""
-        try:
-            calibration = frame.calibration()
-        except ValueError as error:
-            self._skipped.append(f"{stamp_text(frame.stamp)}: without depth: {error}")
-            calibration = None
-        try:
-            if frame.left.shape != self._size:
-                self.frontend.warm_up(*frame.left.shape)
-                self._size = frame.left.shape
-                self.first_size = self.first_size or self._size
-            begin = time.perf_counter()
-            features = self.frontend(frame.left, frame.right, calibration)
-        except ValueError as error:
-            self._skipped.append(f"{stamp_text(frame.stamp)}: {error}")
-            return None
-        return features, 1e3 * (time.perf_counter() - begin)
 
 
 def evaluate_bag(
@@ -127,6 +45,8 @@ def evaluate_bag(
     Raises:
         ValueError: the bag cannot be read, or has not what is asked for.
     """
+    if live and given.features is not None:
+        raise ValueError("recorded features cannot be played: give either --features or --live")
     with Bag(path) as bag:
         topics = choose_topics(bag, given)
         if topics.left is None:
@@ -134,52 +54,71 @@ def evaluate_bag(
                 raise ValueError(f"{path} has features only: there are no images to play")
             return _recorded_alone(bag, topics), None
         camera = StereoBag(bag, topics, slop, raw)
-        total = len(camera.stamps)
         if topics.features is not None and not live:
-            recorded = recorded_features(bag, topics.features, camera.skipped)
-            run = measure(
-                camera.frames(),
-                lambda frame: (recorded[frame.stamp], None) if frame.stamp in recorded else None,
-                total,
-                "recorded features",
-            )
-            runs = {"recorded": run}
-            return _result(bag, topics, runs, *_images(camera, config, runs)), run.example
-        source = Offline(config, camera.skipped)
-        offline = measure(camera.frames(), source, total, "offline")
-        if not offline.rows:
-            raise ValueError(f"no pair of {path} could be used: {'; '.join(camera.skipped)}")
-        offline.backend = source.frontend.backend
-        runs = {Path(config.model).stem: offline}
-        if not live:
-            result = _result(bag, topics, runs, *_images(camera, config, runs))
-            return result, offline.example
-        from kp_training.evaluation.live import play  # only here: DDS
+            runs, told = {"recorded": _recorded(camera)}, {}
+        else:
+            name, source = Path(config.model).stem, Offline(config, camera.skipped)
+            offline = _offline(camera, source)
+            runs, told = {name: offline}, {}
+            if live:
+                size = source.first_size
+                runs[f"{name} live"], told = _live(camera, offline, config, size, out, rate)
+        result = _result(bag, topics, runs, *_images(camera, config, runs)) | told
+        return result, list(runs.values())[-1].example
 
-        said = list(camera.skipped)
-        played = play(camera, config, source.first_size, out / "node.log", rate)
-        run = measure(
-            camera.frames(),
-            lambda frame: (
-                (played.features(frame.stamp), played.latency_ms[frame.stamp])
-                if frame.stamp in played.messages
-                else None
-            ),
-            total,
-            "live",
-        )
-        camera.skipped[:] = said  # the second reading says the same again
-        run.backend = played.counts.get("backend", "unknown")
-        runs[f"{Path(config.model).stem} live"] = run
-        result = _result(bag, topics, runs, *_images(camera, config, runs))
-        result["live"] = {
+
+def _recorded(camera: StereoBag) -> Run:
+    """With the features that the bag carries."""
+    found = recorded_features(camera.bag, camera.topics.features, camera.skipped)
+    lonely = sorted(found.keys() - set(camera.stamps))
+    camera.skipped += [f"{stamp_text(stamp)}: features without images" for stamp in lonely]
+
+    def source(frame: StereoFrame) -> tuple[StereoFeatures, None] | None:
+        return (found[frame.stamp], None) if frame.stamp in found else None
+
+    return measure(camera.frames(), source, len(camera.stamps), "recorded features")
+
+
+def _offline(camera: StereoBag, source: Offline) -> Run:
+    """With the front end called here."""
+    run = measure(camera.frames(), source, len(camera.stamps), "offline")
+    if not run.rows:
+        raise ValueError(f"no pair of {camera.bag.path} is usable: {'; '.join(camera.skipped)}")
+    run.backend = source.frontend.backend
+    return run
+
+
+def _live(
+    camera: StereoBag,
+    offline: Run,
+    config: FrontendConfig,
+    size: tuple[int, int],
+    out: Path,
+    rate: float,
+) -> tuple[Run, dict]:
+    """With what the node publishes, and how that compares."""
+    from kp_training.evaluation.live import play  # only here: DDS
+
+    played = play(camera, config, size, out / "node.log", rate)
+
+    def source(frame: StereoFrame) -> tuple[StereoFeatures, float] | None:
+        features = played.features(frame.stamp)
+        return None if features is None else (features, played.latency_ms[frame.stamp])
+
+    said = list(camera.skipped)
+    run = measure(camera.frames(), source, len(camera.stamps), "live")
+    camera.skipped[:] = said  # the second reading says the same again
+    run.backend = played.counts.get("backend", "unknown")
+    return run, {
+        "live": {
             "rate": rate,
             "processed": len(run.rows),
+            "of_other_pairs": [stamp_text(s) for s in sorted(played.messages.keys() - run.cameras)],
             "dropped": [stamp_text(stamp) for stamp in run.missing if stamp in offline.rows],
             "node": played.counts,
             "agreement": agreement(offline, run),
         }
-        return result, run.example
+    }
 
 
 def recorded_features(bag: Bag, topic: str, skipped: list[str]) -> dict[int, StereoFeatures]:
@@ -211,25 +150,6 @@ def _recorded_alone(bag: Bag, topics: StereoTopics) -> dict:
         raise ValueError(f"{bag.path} has no usable features: {'; '.join(skipped) or 'no message'}")
     run.finish(metrics)
     return _result(bag, topics, {"recorded": run}, {"skipped": skipped}, {})
-
-
-def agreement(one: Run, other: Run) -> dict:
-    """Are the metrics of two runs the same to the last digit, in the pairs that both have?
-
-    Temporal metrics count where both refer to the same pair before; latency is no such metric.
-    """
-    compared, differing = 0, []
-    both = sorted(one.rows.keys() & other.rows.keys())
-    for stamp in both:
-        for name, value in one.rows[stamp].items():
-            same_before = one.previous.get(stamp) == other.previous.get(stamp)
-            if name == "latency_ms" or (name in TEMPORAL and not same_before):
-                continue
-            compared += 1
-            found = other.rows[stamp].get(name)
-            if value != found:
-                differing.append([stamp_text(stamp), name, value, found])
-    return {"pairs": len(both), "values": compared, "differing": differing}
 
 
 def _summary(rows: dict[str, Row]) -> dict[str, dict]:

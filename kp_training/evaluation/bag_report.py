@@ -31,7 +31,7 @@ MEANINGS: dict[str, tuple[str, str | None]] = {
     "matching_accuracy": ("share of those on the same row within 2 px", "max"),
     "epipolar_error_px": ("median |y_l - y_r| of those", "min"),
     "epipolar_error_p90_px": ("90 % of them are within", "min"),
-    "row_offset_px": ("median y_l - y_r: the rig's rows are off by it", None),
+    "row_offset_px": ("median y_r - y_l: the rig's rows are off by it", None),
     "disparity_roughness_px": ("median distance of a disparity from its neighbours' median", "min"),
     "disparity_outliers": ("disparities off their neighbours by 3 px and 5 %", "min"),
     "keypoint_coverage": ("cells of a 16x12 grid with a keypoint", "max"),
@@ -54,7 +54,8 @@ def mean_rows(methods: Mapping[str, dict]) -> list[dict]:
         found = {m: values[name] for m, values in methods.items() if name in values}
         if any(v["count"] for v in found.values()):
             cells = {m: (v["mean"], v["std"]) if v["count"] else None for m, v in found.items()}
-            pairs = max(v["count"] for v in found.values())
+            # Where a method has fewer pairs its mean is of other pairs: said, not hidden.
+            pairs = " / ".join(dict.fromkeys(str(v["count"]) for v in found.values()))
             rows.append({"metric": name, **cells, "pairs": pairs, "meaning": meaning})
     return rows
 
@@ -92,6 +93,11 @@ def live_lines(live: dict) -> list[str]:
         if not found["differing"]
         else f"offline and live differ in {len(found['differing'])} of {found['values']} values"
     )
+    if live["of_other_pairs"]:
+        lines.append(
+            f"the node paired {len(live['of_other_pairs'])} images otherwise: "
+            f"{_some(live['of_other_pairs'])}"
+        )
     lines += [f"{stamp}: {name} {a} offline, {b} live" for stamp, name, a, b in found["differing"]]
     lines.append("the node counted: " + ", ".join(f"{k} {v}" for k, v in live["node"].items()))
     return lines
@@ -131,7 +137,9 @@ def write_bag_report(result: dict, example: tuple | None, command: str, path: Pa
     page.code(command)
     page.items([f"{what}: {topic}" for what, topic in bag["topics"].items()])
     page.heading("In short")
-    page.table(mean_rows(result["methods"]), "Mean over pairs ± standard deviation.")
+    page.table(
+        mean_rows(result["methods"]), "Mean over the pairs that have a value ± standard deviation."
+    )
     page.heading("Where the images ended")
     page.items(accounting(result))
     if "live" in result:
@@ -166,14 +174,12 @@ def _series(result: dict) -> Figure:
     figure = Figure(figsize=(10, 4.5))
     axes = figure.subplots()
     for method, metrics in result["methods"].items():
-        dashed = method.endswith(" live")
+        style = "x" if method.endswith(" live") else ".-"  # crosses: pairs between may be missing
         for i, name in enumerate(LINES):
             if name in metrics and metrics[name]["count"]:
                 values = [metrics[name]["per_scene"].get(pair) for pair in result["scenes"]]
                 label = f"{name}, {method}" if len(result["methods"]) > 1 else name
-                axes.plot(
-                    np.array(values, float), "--" if dashed else ".-", color=f"C{i}", label=label
-                )
+                axes.plot(np.array(values, float), style, color=f"C{i}", label=label)
     axes.set(xlabel="pair", ylabel="share", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -225,7 +231,10 @@ def write_odometry_report(result: dict, command: str, path: Path) -> None:
         "ATE: RMS of positions after rigid alignment. The same plain odometry for all.",
         best=least,
     )
-    page.figure(_trajectories(result), "Trajectories from above, first frame at the origin.")
+    page.figure(
+        _trajectories(result),
+        "Trajectories from above, first frame at the origin; and how far off they are on the way.",
+    )
     page.heading("Drift by length")
     page.table(
         [
@@ -250,14 +259,21 @@ def write_odometry_report(result: dict, command: str, path: Path) -> None:
 
 
 def _trajectories(result: dict) -> Figure:
-    figure = Figure(figsize=(9, 6))
-    axes = figure.subplots()
-    for name, places in result["trajectories"].items():
-        x, _, z = np.array(places).T
-        style = {"color": "black", "linewidth": 2} if name == "truth" else {"linestyle": "--"}
-        axes.plot(x, z, label=name, **style)
-    axes.set(xlabel="x (right), metres", ylabel="z (forward), metres")
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    figure = Figure(figsize=(11, 5))
+    above, beside = figure.subplots(1, 2)
+    truth = np.array(result["trajectories"]["truth"])
+    way = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(truth, axis=0), axis=1))])
+    for name, listed in result["trajectories"].items():
+        places = np.array(listed)
+        if name == "truth":
+            above.plot(places[:, 0], places[:, 2], "k", linewidth=2, label=name)
+            continue
+        above.plot(places[:, 0], places[:, 2], "--", label=name)
+        beside.plot(way, np.linalg.norm(places - truth, axis=1), label=name)
+    above.set(xlabel="x (right), metres", ylabel="z (forward), metres")
+    above.set_aspect("equal", adjustable="datalim")
+    beside.set(xlabel="way travelled, metres", ylabel="distance from the truth, metres")
+    for axes in (above, beside):
+        axes.grid(alpha=0.3)
+        axes.legend()
     return figure

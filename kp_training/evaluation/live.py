@@ -23,9 +23,10 @@ from kp_frontend.frontend import FrontendConfig, StereoFeatures
 from kp_frontend.ros import standins
 from kp_frontend.ros.messages import stereo_features
 from kp_frontend.ros.processes import check_alive, private_environment, process
+from kp_training.evaluation.bag_messages import grey_image
 from kp_training.evaluation.bags import COMPRESSED, stamp_of
 from kp_training.evaluation.frames import Camera
-from kp_training.evaluation.stereo_bag import StereoBag, grey_image, stamp_text
+from kp_training.evaluation.stereo_bag import StereoBag, stamp_text
 
 standins.put_on_path()
 from cv_bridge import CvBridge  # noqa: E402  the real one, or ours

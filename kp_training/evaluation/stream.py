@@ -55,7 +55,7 @@ class StreamMetrics:
     """Metrics of pair after pair; the pair before is remembered.
 
     `previous` maps a pair's stamp to that of the pair its temporal metrics refer to, `row_errors`
-    collects |y_l - y_r| of all unconstrained matches, for a histogram.
+    collects |y_r - y_l| of all unconstrained matches, for a histogram.
     """
 
     def __init__(self) -> None:
@@ -106,16 +106,16 @@ def _share(which: np.ndarray) -> float | None:
 
 
 def unconstrained_rows(features: StereoFeatures) -> np.ndarray:
-    """y_l - y_r of the mutual nearest neighbours over the descriptors alone, (M,) pixels."""
+    """y_r - y_l of the mutual nearest neighbours over the descriptors alone, (M,) pixels."""
     left, right = features.left, features.right
     if not len(left) or not len(right):
         return np.zeros(0, np.float32)
     rows = mutual_nearest(squared_distances(left.descriptors, right.descriptors))
-    return left.keypoints[rows[:, 0], 1] - right.keypoints[rows[:, 1], 1]
+    return right.keypoints[rows[:, 1], 1] - left.keypoints[rows[:, 0], 1]
 
 
 def epipolar_metrics(rows: np.ndarray) -> Row:
-    """Of y_l - y_r (M,): how well matches keep to their row, which is the epipolar line."""
+    """Of y_r - y_l (M,): how well matches keep to their row, which is the epipolar line."""
     error = np.abs(rows)
     return {
         "total_matches": len(rows),
