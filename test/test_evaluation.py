@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from kp_frontend.frontend import Features, FrontendConfig, StereoFeatures, StereoFrontend
+from kp_frontend.frontend import FrontendConfig, StereoFrontend
 from kp_training.evaluation.layouts import SceneFiles, find_scenes
 from kp_training.evaluation.method import Found, Method
 from kp_training.evaluation.methods import make_method
@@ -196,16 +196,20 @@ def test_stereo_metrics():
 
 
 def test_published_metrics_use_the_published_disparity():
-    truth = np.full((50, 100), 8.0, np.float32)
-    xy = np.array([[20, 5], [30, 10], [40, 15]], np.float32)
-    features = Features(xy, np.ones(3), np.eye(3), np.zeros(3))
-    index, four = np.array([0, 2], np.uint32), (None,) * 4
-    published = StereoFeatures(
-        100, 50, features, features, index, index, np.float32([8.25, 20]), *four
-    )
-    metrics = published_metrics(published, truth)
-    assert metrics["stereo_matches"] == 2 and metrics["stereo_correct_matches"] == 1
-    assert metrics["stereo_error_px"] == 0.25
+    left, right = textured(12)
+    features = StereoFrontend(FrontendConfig(backend="torch", max_keypoints=300))(left, right)
+    truth = np.full(left.shape, 12.0, np.float32)
+    metrics = published_metrics(features, truth)
+    assert metrics["stereo_matches"] == len(features) > 40
+    assert metrics["stereo_accuracy"] > 0.9 and metrics["stereo_error_px"] < 0.1
+    off = features.disparity.copy()
+    off[: len(off) // 2] += 5
+    worse = published_metrics(dataclasses.replace(features, disparity=off), truth)
+    assert 0.4 < worse["stereo_accuracy"] < 0.6 and worse["stereo_matches"] == len(features)
+    truth[:, :110] = np.nan
+    fewer = published_metrics(features, truth)
+    assert 0 < fewer["stereo_correct_matches"] < metrics["stereo_correct_matches"]
+    assert fewer["stereo_accuracy"] > 0.9
 
 
 def test_means_leave_nothing_out_in_silence():

@@ -160,6 +160,7 @@ def test_command(tmp_path):
         assert found["homography_accuracy_3px"]["mean"] == 1.0, name
         assert found["repeatability"]["mean"] > 0.6, name
     page = (tmp_path / "out/report.html").read_text()
+    assert "Viewpoint (sequences v_...)" in page and "Illumination" not in page
     assert "v_bad/1-2: H_1_2 is no homography" in page and page.count("<img") == 4
 
 

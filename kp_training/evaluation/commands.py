@@ -71,6 +71,8 @@ def _print(metrics: dict, out: Path) -> None:
     for metric in metrics["methods"][names[0]]:
         table.add_row(metric, *(shown(metrics["methods"][name][metric]["mean"]) for name in names))
     console = Console()
+    if not console.is_terminal:  # a file or a pipe: nothing needs to be cut off
+        console = Console(width=240)
     console.print(table)
     for line in without_value(metrics):
         console.print(line, soft_wrap=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import cv2
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.spatial import cKDTree
 
@@ -14,9 +15,10 @@ from kp_training.evaluation.metrics import (
     REPEAT_TOLERANCE,
     Value,
     at_pixels,
-    left_view,
+    is_correct,
+    match_errors,
 )
-from kp_training.evaluation.scenes import Scene
+from kp_training.evaluation.scenes import Scene, left_view
 from kp_training.labels import sift_keypoints
 
 GOOD, BAD, OTHER, UNKNOWN = "#1a9850", "#d73027", "#2b7bba", "#9aa5b1"
@@ -24,7 +26,7 @@ LINES = 100  # matches drawn in one picture, so that each can be seen
 COLOURS = ("#0b62a4", "#e07b00", "#1a9850", "#b3408f", "#7a6a53", "#00958f", "#c0392b", "#5b5bd6")
 
 
-def image_figure(image: np.ndarray, title: str = "", width: float = 7.5) -> tuple[Figure, object]:
+def image_figure(image: np.ndarray, title: str = "", width: float = 7.5) -> tuple[Figure, Axes]:
     """A figure that shows a grey image."""
     height = width * image.shape[0] / image.shape[1]
     figure = Figure(figsize=(width, height + (0.3 if title else 0)), layout="constrained")
@@ -188,10 +190,10 @@ def matches_figure(
     return figure
 
 
-def published_correct(scene: Scene, left_xy: np.ndarray, disparity: np.ndarray) -> np.ndarray:
-    """For `matches_figure`: whether published matches are right."""
-    error = np.abs(disparity - at_pixels(scene.disparity, left_xy))
-    return np.where(np.isfinite(error), error <= DISPARITY_TOLERANCE, np.nan)
+def judged(scene: Scene, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """For `matches_figure`: whether a scene's matches are right."""
+    rows_apart, error = match_errors(scene.disparity, left, right)
+    return np.where(np.isfinite(error), is_correct(rows_apart, error), np.nan)
 
 
 def curves_figure(curves: Mapping[str, Mapping[int, Mapping[str, Value]]]) -> Figure:
@@ -251,12 +253,12 @@ def bars_figure(values: Mapping[str, Mapping[str, float | None]], title: str) ->
     return figure
 
 
-def legend(axes: object) -> None:
+def legend(axes: Axes) -> None:
     """A legend that can be read on any image."""
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=3, frameon=False, fontsize=9)
 
 
-def plain(axes: object) -> None:
+def plain(axes: Axes) -> None:
     """A light grid, no box."""
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

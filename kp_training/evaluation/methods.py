@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -147,7 +148,7 @@ def make_method(name: str, most: int) -> Method:
     """
     if name in CLASSICS:
         return CLASSICS[name](most)
-    if ":" in name:
+    if ":" in name and not Path(name).is_file():
         return external_method(name, most)
     try:
         return NetworkMethod(name, most)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from rich.progress import track
@@ -14,9 +15,9 @@ from kp_training.evaluation.method import Found, Method, Published
 from kp_training.evaluation.methods import make_method
 from kp_training.evaluation.metrics import (
     METRICS,
+    ROW_TOLERANCE,
     Value,
     at_pixels,
-    is_correct,
     match_errors,
     match_metrics,
     scene_metrics,
@@ -28,36 +29,61 @@ from kp_training.evaluation.scenes import Scene, load_scene
 STEPS = 5  # points of the curves over the number of keypoints, each half of the next
 
 
-@dataclass
-class SceneResult:
-    """What a method found in one scene."""
+class SceneResult(NamedTuple):
+    """What a method found in one scene; `matches` (M, 2) are indices, unconstrained."""
 
     left: Found
     right: Found
-    matches: np.ndarray  # (M, 2) indices, unconstrained
-    correct: np.ndarray  # (M,) float: 1 right, 0 wrong, NaN without ground truth
+    matches: np.ndarray
     published: Published
 
 
 @dataclass
-class Evaluation:
-    """Results of all methods; `metrics` is what metrics.json holds, the rest is for the report.
+class MethodResults:
+    """All of one method: of each scene its metrics, signed disparity errors (pixels, where there is
+    ground truth) of unconstrained matches in the right rows and of published ones, and for each
+    number of keypoints the metrics of matches among the strongest ones."""
 
-    `errors` and `stereo_errors`: for each method signed disparity errors of unconstrained matches
-    in the right rows and of published ones, pixels, of all scenes of `precise`, the names of those
-    with PFM maps (of all scenes if there are none). `curves`: for each method and number of
-    keypoints the mean metrics of its strongest ones.
+    method: Method
+    rows: dict[str, dict[str, Value]] = field(default_factory=dict)
+    errors: dict[str, np.ndarray] = field(default_factory=dict)
+    stereo_errors: dict[str, np.ndarray] = field(default_factory=dict)
+    curves: dict[int, dict[str, dict[str, Value]]] = field(default_factory=dict)
+    shown: SceneResult | None = None
+
+    def add(self, scene: Scene, result: SceneResult, took: float, counts: Sequence[int]) -> None:
+        """Measure a scene's result."""
+        name, method = scene.name, self.method
+        own_matches = result.matches if method.own_matcher else None
+        self.rows[name] = {
+            **scene_metrics(scene, result.left, result.right, own_matches),
+            **stereo_metrics(*result.published, scene.disparity),
+            "inference_ms": took,
+        }
+        rows_apart, error = match_errors(scene.disparity, *_places(*result[:3]))
+        self.errors[name] = error[np.isfinite(error) & (rows_apart <= ROW_TOLERANCE)]
+        left_xy, disparity = result.published
+        error = disparity - at_pixels(scene.disparity, left_xy)
+        self.stereo_errors[name] = error[np.isfinite(error)]
+        for count in counts:
+            left, right = result.left.strongest(count), result.right.strongest(count)
+            places = _places(left, right, method.match(left, right))
+            self.curves.setdefault(count, {})[name] = match_metrics(scene, *places)
+
+
+@dataclass
+class Evaluation:
+    """`metrics` is what metrics.json holds, the rest is for the report.
+
+    `scenes`: width, height and release of each. `precise`: those with sub-pixel (PFM) maps, all if
+    there are none. `shown`: the scene of the pictures.
     """
 
     metrics: dict
-    scenes: dict[str, tuple[int, int, str]]  # width, height, release
-    methods: list[Method]
-    errors: dict[str, np.ndarray]
-    stereo_errors: dict[str, np.ndarray]
+    scenes: dict[str, tuple[int, int, str]]
+    results: dict[str, MethodResults]
     precise: list[str]
-    curves: dict[str, dict[int, dict[str, float | None]]]
     shown: Scene
-    shown_results: dict[str, SceneResult] = field(default_factory=dict)
 
 
 def evaluate_middlebury(
@@ -85,14 +111,11 @@ def evaluate_middlebury(
     found, skipped = find_scenes(folder)
     if show is not None and show not in [files.name for files in found]:
         raise ValueError(f"no scene {show!r}: there are {', '.join(f.name for f in found)}")
-    subjects = [make_method(name, most) for name in dict.fromkeys(methods)]
+    results = {name: MethodResults(make_method(name, most)) for name in methods}
     counts = [most // 2**i for i in reversed(range(STEPS)) if most // 2**i]
-    rows: dict[str, dict[str, dict[str, Value]]] = {m.name: {} for m in subjects}
-    curves = {m.name: {n: [] for n in counts} for m in subjects}
-    errors = {m.name: {} for m in subjects}
-    sizes: dict[str, tuple[int, int, str]] = {}
-    precise = []
-    shown, shown_results = None, {}
+    scenes: dict[str, tuple[int, int, str]] = {}
+    precise: list[str] = []
+    shown = None
     for files in track(found, "scenes"):
         try:
             scene = load_scene(files, size)
@@ -100,85 +123,49 @@ def evaluate_middlebury(
             skipped.append(f"{files.name}: {error}")
             continue
         height, width = scene.left.shape
-        sizes[scene.name] = (width, height, scene.release)
+        scenes[scene.name] = (width, height, scene.release)
         if files.truth.suffix == ".pfm":
             precise.append(scene.name)
         first = shown is None or precise[:1] == [scene.name]
         chosen = scene.name == show if show else first
-        for method in subjects:
+        if chosen:
+            shown = scene
+        for of_method in results.values():
             if seeded:
                 seed_everything()
-            result, took = run_method(method, scene)
-            rows[method.name][scene.name] = _row(method, scene, result) | {"inference_ms": took}
-            errors[method.name][scene.name] = _errors(scene, result)
-            for n in counts:
-                curves[method.name][n].append(_curve_point(method, scene, result, n))
+            result, took = run_method(of_method.method, scene)
+            of_method.add(scene, result, took, counts)
             if chosen:
-                shown, shown_results[method.name] = scene, result
-    if not sizes:
+                of_method.shown = result
+    if not scenes:
         raise ValueError(f"no usable scene in {folder}: {'; '.join(skipped)}")
     if shown is None:
         raise ValueError(f"the scene to show, {show}, cannot be used: {'; '.join(skipped)}")
+    own = [name for name, of_method in results.items() if of_method.method.own_matcher]
     protocol = {
         "max_keypoints": most,
         "size": list(size) if size else "native",
         "seeded": seeded,
-        "matching": "mutual nearest neighbours, or the method's own matcher: "
-        + (", ".join(m.name for m in subjects if m.own_matcher) or "none"),
+        "matching": "mutual nearest neighbours, but the method's own matcher of: "
+        + (", ".join(own) or "none"),
         "skipped": skipped,
     }
-    precise = precise or list(sizes)
-    return Evaluation(
-        {
-            "scenes": list(sizes),
-            "protocol": protocol,
-            "methods": {name: summary(METRICS, r) for name, r in rows.items()},
-        },
-        sizes,
-        subjects,
-        *(
-            {name: np.concatenate([e[s][i] for s in precise]) for name, e in errors.items()}
-            for i in range(2)
-        ),
-        precise,
-        {
-            name: {n: {k: v["mean"] for k, v in summary(points[0], dict(enumerate(points))).items()}
-                   for n, points in by_count.items()}
-            for name, by_count in curves.items()
-        },
-        shown,
-        shown_results,
-    )  # fmt: skip
+    metrics = {
+        "scenes": list(scenes),
+        "protocol": protocol,
+        "methods": {name: summary(METRICS, r.rows) for name, r in results.items()},
+    }
+    return Evaluation(metrics, scenes, results, precise or list(scenes), shown)
 
 
 def run_method(method: Method, scene: Scene) -> tuple[SceneResult, float]:
     """A method's results on a scene, and the milliseconds that detection took on one image."""
-    left, right, took = method.detect_timed((scene.left, scene.right))
+    images = scene.left, scene.right
+    left, right, took = method.detect_timed(images)
     matches = method.match(left, right)
-    places = left.xy[matches[:, 0]], right.xy[matches[:, 1]]
-    rows_apart, error = match_errors(scene.disparity, *places)
-    correct = np.where(np.isfinite(error), is_correct(rows_apart, error), np.nan)
-    published = method.publish((scene.left, scene.right), left, right)
-    return SceneResult(left, right, matches, correct, published), took
+    return SceneResult(left, right, matches, method.publish(images, left, right)), took
 
 
-def _row(method: Method, scene: Scene, result: SceneResult) -> dict[str, Value]:
-    matches = result.matches if method.own_matcher else None
-    return scene_metrics(scene, result.left, result.right, matches) | stereo_metrics(
-        *result.published, scene.disparity
-    )
-
-
-def _errors(scene: Scene, result: SceneResult) -> tuple[np.ndarray, np.ndarray]:
-    """Signed errors where there is ground truth: of unconstrained, and of published matches."""
-    left, right = result.matches.T
-    rows_apart, error = match_errors(scene.disparity, result.left.xy[left], result.right.xy[right])
-    published = result.published.disparity - at_pixels(scene.disparity, result.published.left_xy)
-    return error[np.isfinite(error) & (rows_apart <= 2)], published[np.isfinite(published)]
-
-
-def _curve_point(method: Method, scene: Scene, result: SceneResult, count: int) -> dict[str, Value]:
-    """Metrics of the matches among the `count` strongest keypoints of each image."""
-    left, right = result.left.strongest(count), result.right.strongest(count)
-    matches = method.match(left, right)
-    return match_metrics(scene, left.xy[matches[:, 0]], right.xy[matches[:, 1]])
+def _places(left: Found, right: Found, matches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where matches (M, 2) are in the left and in the right image, (M, 2) each."""
+    return left.xy[matches[:, 0]], right.xy[matches[:, 1]]

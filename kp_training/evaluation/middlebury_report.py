@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from kp_training.evaluation import figures
 from kp_training.evaluation.methods import NetworkMethod
@@ -18,6 +19,8 @@ from kp_training.evaluation.report_parts import (
     mean_and_std,
     size_words,
 )
+from kp_training.evaluation.results import summary
+from kp_training.evaluation.scenes import Scene
 
 # What the reference study reports: mean and standard deviation, shares instead of percentages.
 STUDY_METRICS = (
@@ -69,12 +72,12 @@ def middlebury_report(evaluation: Evaluation) -> Page:
     _means(page, metrics)
     page.heading("By number of keypoints")
     page.figure(
-        figures.curves_figure(evaluation.curves),
+        figures.curves_figure(_curves(evaluation)),
         "Unconstrained matches among the strongest keypoints of the same detections.",
     )
     page.heading("Disparity errors")
     page.figure(
-        figures.errors_figure(evaluation.errors, evaluation.stereo_errors),
+        figures.errors_figure(*_errors(evaluation)),
         f"x_l - x_r - d_gt of matches with ground truth, {_precise(evaluation)}. Left: "
         "unconstrained matches in the right rows. Right: as the front end publishes them.",
     )
@@ -155,9 +158,9 @@ def _means(page: Page, metrics: dict) -> None:
 def _pictures(page: Page, evaluation: Evaluation) -> None:
     scene = evaluation.shown
     page.heading(f"Pictures of {scene.name}")
-    networks = [m for m in evaluation.methods if isinstance(m, NetworkMethod)]
-    for network in networks[:1]:
-        found = evaluation.shown_results[network.name]
+    networks = [r for r in evaluation.results.values() if isinstance(r.method, NetworkMethod)]
+    for of_method in networks[:1]:
+        network, found = of_method.method, of_method.shown
         heat, _ = network.dense(scene.left)
         page.heading(f"What {network.name} predicts", 3)
         page.figure(
@@ -176,24 +179,41 @@ def _pictures(page: Page, evaluation: Evaluation) -> None:
         f"Right ones green, wrong ones red, grey without ground truth; at most about "
         f"{figures.LINES} of each picture's matches are drawn."
     )
-    for name, found in evaluation.shown_results.items():
+    for name, of_method in evaluation.results.items():
+        found = of_method.shown
         left, right = found.left.xy[found.matches[:, 0]], found.right.xy[found.matches[:, 1]]
-        page.figure(
-            figures.matches_figure(
-                scene.left, scene.right, left, right, found.correct, f"{name}, unconstrained"
-            ),
-            f"{name}: matches without epipolar help.",
-        )
-    for name, found in evaluation.shown_results.items():
-        left, disparity = found.published
+        words = f"{name}: matches without epipolar help."
+        page.figure(_matches(scene, left, right, f"{name}, unconstrained"), words)
+    for name, of_method in evaluation.results.items():
+        left, disparity = of_method.shown.published
         right = left - np.column_stack([disparity, np.zeros(len(left))])
-        correct = figures.published_correct(scene, left, disparity)
-        page.figure(
-            figures.matches_figure(
-                scene.left, scene.right, left, right, correct, f"{name}, within limits"
-            ),
-            f"{name}: as the front end publishes them, drawn at the refined disparity.",
-        )
+        words = f"{name}: as the front end publishes them, drawn at the refined disparity."
+        page.figure(_matches(scene, left, right, f"{name}, within limits"), words)
+
+
+def _matches(scene: Scene, left: np.ndarray, right: np.ndarray, title: str) -> Figure:
+    correct = figures.judged(scene, left, right)
+    return figures.matches_figure(scene.left, scene.right, left, right, correct, title)
+
+
+def _curves(evaluation: Evaluation) -> dict[str, dict[int, dict[str, float | None]]]:
+    """For each method and number of keypoints the mean metrics of matches."""
+    return {
+        name: {
+            count: {m: values["mean"] for m, values in summary(MATCHES, rows).items()}
+            for count, rows in of_method.curves.items()
+        }
+        for name, of_method in evaluation.results.items()
+    }
+
+
+def _errors(evaluation: Evaluation) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """For each method the disparity errors of the precise scenes together, see `MethodResults`."""
+    names, results = evaluation.precise, evaluation.results
+    return (
+        {k: np.concatenate([r.errors[s] for s in names]) for k, r in results.items()},
+        {k: np.concatenate([r.stereo_errors[s] for s in names]) for k, r in results.items()},
+    )
 
 
 def _precise(evaluation: Evaluation) -> str:
