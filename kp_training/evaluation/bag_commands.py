@@ -42,10 +42,9 @@ def _print_topics(path: Path, file: Path | None = None) -> None:
     from kp_training.evaluation.bags import Bag
 
     with Bag(path) as bag:
-        table = Table(
-            "topic", "type", "messages", "Hz", "offered",
-            title=f"{path}: {bag.duration:.3f} s, {bag.count} messages",
-        )  # fmt: skip
+        table = Table(title=f"{path}: {bag.duration:.3f} s, {bag.count} messages")
+        for name in ("topic", "type", "messages", "Hz", "offered"):
+            table.add_column(name, overflow="fold")
         topics = []
         for topic in bag.topics.values():
             hertz = (topic.count - 1) / bag.duration if topic.count > 1 and bag.duration else None
