@@ -77,7 +77,10 @@ class Offline:
         try:
             calibration = frame.calibration()
         except ValueError as error:
-            self._skipped.append(f"{stamp_text(frame.stamp)}: without depth: {error}")
+            what = "not rectified" if frame.raw else "without depth"
+            self._skipped.append(f"{stamp_text(frame.stamp)}: {what}: {error}")
+            if frame.raw:
+                return None
             calibration = None
         try:
             if frame.left.shape != self._size:
