@@ -11,7 +11,12 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-GROUPS = ("kp_frontend.commands", "kp_training.commands", "kp_training.evaluation.commands")
+GROUPS = (
+    "kp_frontend.commands",
+    "kp_training.commands",
+    "kp_training.evaluation.commands",
+    "kp_training.evaluation.bag_commands",
+)
 
 
 def count(text: str) -> int:

@@ -72,6 +72,56 @@ def decode_descriptors(message: FeaturesMsg) -> np.ndarray:
     return values / 127 if message.descriptor_type == FeaturesMsg.INT8 else values
 
 
+def features_of(message: FeaturesMsg) -> Features:
+    """The reverse of `features_message`; exact where descriptors are float32.
+
+    Raises:
+        ValueError: its arrays do not fit each other.
+    """
+    x, y, scores = (np.asarray(v, np.float32) for v in (message.x, message.y, message.score))
+    tracks = np.asarray(message.track_id, np.uint32)
+    if message.descriptor_type not in _DTYPES:
+        raise ValueError(f"descriptor_type {message.descriptor_type} is not known")
+    width = message.descriptor_dim * np.dtype(_DTYPES[message.descriptor_type]).itemsize
+    if not (len(x) == len(y) == len(scores) == len(tracks)) or (
+        len(message.descriptors) != len(x) * width
+    ):
+        raise ValueError("the arrays of a features message have lengths that do not fit")
+    return Features(np.column_stack([x, y]), scores, decode_descriptors(message), tracks)
+
+
+def stereo_features(message: StereoFeaturesMsg) -> StereoFeatures:
+    """The reverse of `stereo_message`, of a message of rclpy or of rosbags.
+
+    The message does not carry the calibration's `offset`; it is 0 in the result.
+
+    Raises:
+        ValueError: its arrays do not fit each other.
+    """
+    left, right = features_of(message.left), features_of(message.right)
+    rows = [np.asarray(index, np.uint32) for index in (message.left_index, message.right_index)]
+    values = [
+        np.asarray(v, np.float32)
+        for v in (message.disparity, message.disparity_sigma, message.similarity, message.points)
+    ]
+    count = len(rows[0])
+    fits = [len(v) for v in (*rows, *values)] == [count] * 5 + [3 * count]
+    if not fits or any((r >= len(f)).any() for r, f in zip(rows, (left, right), strict=True)):
+        raise ValueError("the matches of a features message do not fit its keypoints")
+    camera = (message.fx, message.fy, message.cx, message.cy, message.baseline)
+    return StereoFeatures(
+        message.left.width,
+        message.left.height,
+        left,
+        right,
+        *rows,
+        *values[:3],
+        values[3].reshape(-1, 3),
+        None if np.isnan(camera).any() else StereoCalibration(*camera),
+        dict(zip(message.stage, map(float, message.stage_ms), strict=True)),
+    )
+
+
 def features_message(
     features: Features, width: int, height: int, header: Header, descriptor_type: str
 ) -> FeaturesMsg:
