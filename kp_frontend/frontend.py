@@ -48,6 +48,7 @@ class FrontendConfig:
     precision: str = setting(
         "auto", "of the network, where the backend has it", choices=PRECISIONS, fixed=True
     )
+    device: str = setting("cpu", "of the backend torch: cpu, cuda, cuda:1", fixed=True)
     threads: int = setting(0, "of a CPU backend; 0: one per core", 0, 1024, fixed=True)
     max_keypoints: int = setting(1024, "keypoints per image", 2, 65536, fixed=True)
     score_threshold: float = setting(
@@ -435,7 +436,7 @@ class StereoFrontend:
             c = self.config
             # A named backend that failed is replaced by the best of the others.
             name, precision = ("auto", "auto") if self._left_out else (c.backend, c.precision)
-            options = BackendOptions(c.threads, precision)
+            options = BackendOptions(c.threads, precision, c.device)
             self._backend = make_backend(name, pipeline, tensors, options, self._left_out)
             self._built_for = (height, width, raw)
         return self._backend

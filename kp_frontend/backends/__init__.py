@@ -30,6 +30,7 @@ class BackendOptions:
 
     threads: int = 0  # of a CPU backend; 0: one per core
     precision: str = "auto"  # the fastest that the backend and the machine do well, or one by name
+    device: str = "cpu"  # of the backend torch
     cache: EngineCache = field(default_factory=EngineCache)
 
 

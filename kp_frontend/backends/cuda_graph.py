@@ -29,6 +29,18 @@ def gpu_driver() -> str:
     return "unknown"
 
 
+def gpu_key() -> dict[str, str]:
+    """What an engine built for this machine's GPU depends on, beside the pipeline."""
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": f"{properties.name}, {properties.major}.{properties.minor}, "
+        f"{properties.multi_processor_count} multiprocessors",
+        "driver": gpu_driver(),
+        "cuda": str(torch.version.cuda),
+        "torch": torch.__version__,
+    }
+
+
 class CudaGraphStep:
     """Copies in, computes and copies out in one graph launch.
 
