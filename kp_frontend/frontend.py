@@ -344,10 +344,10 @@ class StereoFrontend:
                 `max_keypoints` and `border`, or of another size than a raw calibration's.
         """
         begin = time.perf_counter()
-        images = self._images(left, right)
+        self._check_images(left, right)
         if not isinstance(calibration, StereoCalibration | None):
             raise BadInput(f"calibration must be a StereoCalibration, not {calibration!r}")
-        height, width = images.shape[1:]
+        height, width = left.shape
         maps = ()
         if isinstance(calibration, RawStereoCalibration):
             if (calibration.width, calibration.height) != (width, height):
@@ -358,6 +358,7 @@ class StereoFrontend:
             maps = (calibration.maps,)
         backend = self._backend_for(height, width, bool(maps))
         settings = self._settings(width, calibration)
+        images = np.stack([left, right], out=backend.images)  # the only copy of them on the CPU
         prepared = time.perf_counter()
         outputs = backend(images, settings, *self._before, *maps)
         computed = time.perf_counter()
@@ -402,7 +403,7 @@ class StereoFrontend:
             },
         )
 
-    def _images(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    def _check_images(self, left: np.ndarray, right: np.ndarray) -> None:
         for name, image in (("left", left), ("right", right)):
             if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 2:
                 what = f"{getattr(image, 'dtype', type(image).__name__)} {np.shape(image)}"
@@ -419,7 +420,6 @@ class StereoFrontend:
                 f"max_keypoints {self.config.max_keypoints} is more than a {width}x{height} image "
                 f"can have ({blocks})"
             )
-        return np.stack([left, right])
 
     def blank_inputs(self, width: int) -> tuple[np.ndarray, ...]:
         """The pipeline's inputs beside the images, without calibration and previous pair."""

@@ -32,7 +32,7 @@ class NodeConfig:
     )
     input: str = setting(
         "rectified",
-        "the images are rectified, or raw: then camera_info must give distortion, R and P",
+        "what the images are; of raw ones camera_info must give distortion, R and P",
         choices=("rectified", "raw"),
         fixed=True,
     )
