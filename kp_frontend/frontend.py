@@ -75,6 +75,9 @@ class FrontendConfig:
         0.0,
         2.0,
     )
+    min_correlation: float = setting(
+        0.75, "lowest correlation of the images around a match; -1 keeps all matches", -1.0, 1.0
+    )
     max_motion: float = setting(
         64.0, "pixels by which a track may move between pairs, along x or y; 0: no tracks", 0.0, 1e5
     )
@@ -204,7 +207,7 @@ class StereoPipeline(nn.Module):
 
         Args:
             images: (2, H, W) uint8, left and right.
-            settings: (8,) float32, see `StereoFrontend._settings`.
+            settings: (9,) float32, see `StereoFrontend._settings`.
             before_xy, before_scores, before_descriptors: (K, 2), (K,), (K, D), the previous left
                 image's results, scores 0 where there was none.
             maps: (2, 2, h, w) of raw images.
@@ -231,9 +234,11 @@ class StereoPipeline(nn.Module):
         )
         right_of_left = right_row.clamp(min=0)
         if maps is None:
-            disparity, sigma = refine_disparity(grey[0, 0], grey[1, 0], xy[0], xy[1][right_of_left])
+            disparity, sigma, correlation = refine_disparity(
+                grey[0, 0], grey[1, 0], xy[0], xy[1][right_of_left]
+            )
         else:
-            disparity, sigma = refine_disparity(
+            disparity, sigma, correlation = refine_disparity(
                 grey[0, 0],
                 grey[1, 0],
                 xy[0],
@@ -241,6 +246,7 @@ class StereoPipeline(nn.Module):
                 (steps[0], steps[1][right_of_left]),
                 places[0, :, 0] - places[1][right_of_left][:, 0],
             )
+        right_row = torch.where(correlation >= settings[8], right_row, -1)
         before_row = match_temporal(
             xy[0],
             valid[0],
@@ -344,10 +350,10 @@ class StereoFrontend:
                 `max_keypoints` and `border`, or of another size than a raw calibration's.
         """
         begin = time.perf_counter()
-        images = self._images(left, right)
+        self._check_images(left, right)
         if not isinstance(calibration, StereoCalibration | None):
             raise BadInput(f"calibration must be a StereoCalibration, not {calibration!r}")
-        height, width = images.shape[1:]
+        height, width = left.shape
         maps = ()
         if isinstance(calibration, RawStereoCalibration):
             if (calibration.width, calibration.height) != (width, height):
@@ -358,6 +364,7 @@ class StereoFrontend:
             maps = (calibration.maps,)
         backend = self._backend_for(height, width, bool(maps))
         settings = self._settings(width, calibration)
+        images = np.stack([left, right], out=backend.images)  # the only copy of them on the CPU
         prepared = time.perf_counter()
         outputs = backend(images, settings, *self._before, *maps)
         computed = time.perf_counter()
@@ -402,7 +409,7 @@ class StereoFrontend:
             },
         )
 
-    def _images(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    def _check_images(self, left: np.ndarray, right: np.ndarray) -> None:
         for name, image in (("left", left), ("right", right)):
             if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 2:
                 what = f"{getattr(image, 'dtype', type(image).__name__)} {np.shape(image)}"
@@ -419,7 +426,6 @@ class StereoFrontend:
                 f"max_keypoints {self.config.max_keypoints} is more than a {width}x{height} image "
                 f"can have ({blocks})"
             )
-        return np.stack([left, right])
 
     def blank_inputs(self, width: int) -> tuple[np.ndarray, ...]:
         """The pipeline's inputs beside the images, without calibration and previous pair."""
@@ -459,6 +465,7 @@ class StereoFrontend:
                 c.min_margin,
                 c.max_motion if c.max_motion else -1.0,
                 c.track_similarity,
+                c.min_correlation,
             ],
             np.float32,
         )

@@ -43,8 +43,9 @@ def generate_launch_description():
         executable="stereo_node",
         name="kp_frontend",
         namespace=LaunchConfiguration("namespace"),
+        # Not among `parameters`: launch would pass over a file that does not exist.
+        ros_arguments=["--params-file", LaunchConfiguration("params_file")],
         parameters=[
-            LaunchConfiguration("params_file"),
             {
                 "autostart": LaunchConfiguration("autostart"),
                 "use_sim_time": LaunchConfiguration("use_sim_time"),

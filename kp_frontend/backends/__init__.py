@@ -39,6 +39,8 @@ class Backend(Protocol):
 
     name: str
     precision: str
+    # Where the engine wants the images, (2, H, W) uint8; None: it takes them wherever they are.
+    images: np.ndarray | None
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]: ...
 

@@ -39,6 +39,7 @@ class CudaBackend:
     def __init__(self, step: Step, example: tuple[Tensor, ...], precision: str) -> None:
         self.precision = precision
         self.step = CudaGraphStep(step, example)
+        self.images = self.step.host[0]
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
         return self.step(*inputs)

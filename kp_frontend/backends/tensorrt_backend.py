@@ -58,6 +58,7 @@ class TensorRtBackend:
                 self.results[name] = torch.empty(shape, dtype=kind, device="cuda")
                 self.context.set_tensor_address(name, self.results[name].data_ptr())
         self.step = CudaGraphStep(self._run, example)
+        self.images = self.step.host[0]
 
     def _run(self, *inputs: Tensor) -> Sequence[Tensor]:
         for name, tensor in zip(self.inputs, inputs, strict=True):

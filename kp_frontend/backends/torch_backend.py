@@ -15,6 +15,7 @@ class TorchBackend:
     """Runs the pipeline as it is written."""
 
     name, precision = "torch", "fp32"
+    images = None
 
     def __init__(self, pipeline: nn.Module, device: str = "cpu") -> None:
         self.device = device
