@@ -75,6 +75,9 @@ class FrontendConfig:
         0.0,
         2.0,
     )
+    min_correlation: float = setting(
+        0.75, "lowest correlation of the images around a match; -1 keeps all matches", -1.0, 1.0
+    )
     max_motion: float = setting(
         64.0, "pixels by which a track may move between pairs, along x or y; 0: no tracks", 0.0, 1e5
     )
@@ -204,7 +207,7 @@ class StereoPipeline(nn.Module):
 
         Args:
             images: (2, H, W) uint8, left and right.
-            settings: (8,) float32, see `StereoFrontend._settings`.
+            settings: (9,) float32, see `StereoFrontend._settings`.
             before_xy, before_scores, before_descriptors: (K, 2), (K,), (K, D), the previous left
                 image's results, scores 0 where there was none.
             maps: (2, 2, h, w) of raw images.
@@ -231,9 +234,11 @@ class StereoPipeline(nn.Module):
         )
         right_of_left = right_row.clamp(min=0)
         if maps is None:
-            disparity, sigma = refine_disparity(grey[0, 0], grey[1, 0], xy[0], xy[1][right_of_left])
+            disparity, sigma, correlation = refine_disparity(
+                grey[0, 0], grey[1, 0], xy[0], xy[1][right_of_left]
+            )
         else:
-            disparity, sigma = refine_disparity(
+            disparity, sigma, correlation = refine_disparity(
                 grey[0, 0],
                 grey[1, 0],
                 xy[0],
@@ -241,6 +246,7 @@ class StereoPipeline(nn.Module):
                 (steps[0], steps[1][right_of_left]),
                 places[0, :, 0] - places[1][right_of_left][:, 0],
             )
+        right_row = torch.where(correlation >= settings[8], right_row, -1)
         before_row = match_temporal(
             xy[0],
             valid[0],
@@ -459,6 +465,7 @@ class StereoFrontend:
                 c.min_margin,
                 c.max_motion if c.max_motion else -1.0,
                 c.track_similarity,
+                c.min_correlation,
             ],
             np.float32,
         )

@@ -132,8 +132,8 @@ def refine_disparity(
     right_xy: Tensor,
     steps: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
     coarse: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Sub-pixel disparity and its standard deviation from the images themselves.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sub-pixel disparity, its standard deviation and how alike both images are there.
 
     One-dimensional image registration along the row (Lucas and Kanade, 1981, in the inverse
     compositional form of Baker and Matthews, 2004) of the window around each keypoint. Windows are
@@ -148,9 +148,10 @@ def refine_disparity(
         coarse: (K,) the keypoints' own disparity, of raw images; else that of the positions.
 
     Returns:
-        Disparities (K,) and standard deviations (K,), pixels. Where the refinement would move a
-        match by more than `REFINE_LIMIT`, or ends with windows that do not look alike, the
-        keypoints' own difference is kept, with `SIGMA_UNKNOWN`.
+        Disparities (K,) and standard deviations (K,), pixels, and the normalised correlation of
+        the refined windows (K,). Where the refinement would move a match by more than
+        `REFINE_LIMIT`, or ends with windows that do not look alike, the keypoints' own difference
+        is kept, with `SIGMA_UNKNOWN` and correlation -1.
     """
     wide = windows(left, left_xy, PATCH_RADIUS + 1, steps[0])
     template, spread = normalised(wide[:, :, 1:-1])
@@ -165,9 +166,14 @@ def refine_disparity(
         residual = normalised(windows(right, place, PATCH_RADIUS, steps[1]))[0] - template
         shift = shift - (slope * residual).sum((1, 2)) / energy
     # One grey level of sensor noise at least, so that flat windows are not called exact.
-    noise = residual.square().mean((1, 2)) + spread.flatten() ** -2
+    difference = residual.square().mean((1, 2))
+    noise = difference + spread.flatten() ** -2
     good = (shift.abs() <= REFINE_LIMIT) & (noise < 1.0)
     if coarse is None:
         coarse = left_xy[:, 0] - right_xy[:, 0]
     sigma = (noise / energy).sqrt().clamp(0.01, SIGMA_UNKNOWN)
-    return torch.where(good, coarse - shift, coarse), torch.where(good, sigma, SIGMA_UNKNOWN)
+    return (
+        torch.where(good, coarse - shift, coarse),
+        torch.where(good, sigma, SIGMA_UNKNOWN),
+        torch.where(good, 1 - difference / 2, -1.0),
+    )

@@ -69,18 +69,21 @@ class OtherFrontend:
             rows = match_limited(*found, limits)
         places, right_places = (f.keypoints[rows[:, i]] for i, f in enumerate(sides))
         images = (torch.from_numpy(image.astype(np.float32)) for image in (left, right))
-        disparity, sigma = refine_disparity(
+        disparity, sigma, correlation = refine_disparity(
             *images, torch.from_numpy(places), torch.from_numpy(right_places)
         )
+        alike = (correlation >= self.config.min_correlation).numpy()
+        rows, places = rows[alike], places[alike]
+        disparity, sigma = disparity.numpy()[alike], sigma.numpy()[alike]
         return StereoFeatures(
             left.shape[1],
             left.shape[0],
             *sides,
             *rows.T.astype(np.uint32),
-            disparity.numpy(),
-            sigma.numpy(),
+            disparity,
+            sigma,
             np.full(len(rows), np.nan, np.float32),
-            calibration.points(places, disparity.numpy()),
+            calibration.points(places, disparity),
             calibration,
         )
 
