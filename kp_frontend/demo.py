@@ -33,6 +33,7 @@ from rich.progress import Progress
 from rich.table import Table
 from sensor_msgs.msg import CameraInfo, Image
 
+from kp_frontend.overlay import draw_matches
 from kp_frontend.ros import standins
 from kp_frontend.ros.environment import share_folder, typestore
 from kp_frontend.ros.processes import check_alive, private_environment, process
@@ -288,19 +289,10 @@ def table(numbers: dict) -> Table:
 
 def overlay(image: np.ndarray, message: StereoFeaturesMsg) -> np.ndarray:
     """The left image with each match coloured by depth, near red to far blue, BGR."""
-    canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-    canvas = cv2.resize(canvas, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
-    x = np.array(message.left.x)[message.left_index] * 2 + 0.5
-    y = np.array(message.left.y)[message.left_index] * 2 + 0.5
+    xy = np.column_stack([message.left.x, message.left.y])[message.left_index]
     depth = np.array(message.points).reshape(-1, 3)[:, 2]
-    inverse = 1 / depth
-    low, high = 1 / 6.0, 1 / 2.0  # metres: what the scene spans
-    level = np.nan_to_num(255 * (inverse - low) / (high - low)).clip(0, 255).astype(np.uint8)
-    colours = cv2.applyColorMap(level, cv2.COLORMAP_TURBO).reshape(-1, 3)
-    for place, colour, z in zip(np.column_stack([x, y]), colours, depth, strict=True):
-        if np.isfinite(z):
-            centre = tuple(int(v) for v in np.rint(place))
-            cv2.circle(canvas, centre, 4, colour.tolist(), -1, cv2.LINE_AA)
+    low, high = 1 / 6.0, 1 / 2.0  # 1 / metres: what the scene spans
+    canvas = draw_matches(image, xy, (1 / depth - low) / (high - low), scale=2)
     text = (
         f"{len(depth)} matches, red {1 / high:.0f} m and nearer, blue {1 / low:.0f} m and farther"
     )

@@ -158,7 +158,8 @@ class Soak:
         sent = self.sent.pop(stamp_ns(message), None)
         if sent is not None:
             self.latency.append(1e3 * (time.monotonic() - sent))
-        self.work.append(float(sum(message.stage_ms)))
+        stages = zip(message.stage, message.stage_ms, strict=True)
+        self.work.append(sum(ms for stage, ms in stages if stage != "wait"))
         if self.sequences and message.sequence <= self.sequences[-1]:
             self.errors.append(f"sequence {message.sequence} after {self.sequences[-1]}")
         self.sequences.append(message.sequence)

@@ -57,6 +57,7 @@ class Pair:
     messages: tuple[Image, Image]
     greys: tuple[np.ndarray, np.ndarray]
     came: float  # monotonic seconds
+    decoded: float
     era: int  # changes when time jumps
 
 
@@ -187,7 +188,8 @@ class StereoNode(LifecycleNode):
             self.accounts.dropped("bad")
             self._on_bad(f"pair dropped: {error}")
             return
-        self.worker.put(Pair((left, right), greys, self._last_pair, self._era))
+        came, decoded = self._last_pair, time.monotonic()
+        self.worker.put(Pair((left, right), greys, came, decoded, self._era))
 
     def _grey(self, name: str, image: Image) -> np.ndarray:
         """The image of a message, (H, W) uint8; a view of the message's data if it is mono8."""
@@ -241,23 +243,25 @@ class StereoNode(LifecycleNode):
         if pair.era != self._worker_era:
             frontend.reset()
             self._worker_era = pair.era
-        begin = time.perf_counter()
+        begin = time.monotonic()
         calibration = self._calibration(pair)
         if calibration is None and self.infos.raw:
             self.accounts.dropped("uncalibrated")
             return
-        calibrated = time.perf_counter()
+        calibrated = time.monotonic()
         result = self.engine(*pair.greys, calibration)
-        computed = time.perf_counter()
+        computed = time.monotonic()
+        result.stage_ms["decode"] = 1e3 * (pair.decoded - pair.came)
+        result.stage_ms["wait"] = 1e3 * (begin - pair.decoded)
+        result.stage_ms["calibrate"] = 1e3 * (calibrated - begin)
         headers = [message.header for message in pair.messages]
         message = stereo_message(result, *headers, self.sequence, config.descriptor_type)
         self.features_publisher.publish(message)
-        published = time.perf_counter()
+        published = time.monotonic()
         self.sequence += 1
         self.accounts.processed()
-        result.stage_ms["calibrate"] = 1e3 * (calibrated - begin)
         result.stage_ms["publish"] = 1e3 * (published - computed)
-        self.figures.add(result, 1e3 * (time.monotonic() - pair.came))
+        self.figures.add(result, 1e3 * (published - pair.came))
         self.extras.offer(result, pair.greys[0], headers[0])
 
     def _calibration(self, pair: Pair) -> StereoCalibration | None:
