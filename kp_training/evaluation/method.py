@@ -92,8 +92,9 @@ class Method:
         xy = (torch.from_numpy(np.float32(f.xy)) for f in (left, right))
         left_xy, right_xy = (places[rows[:, i]] for i, places in enumerate(xy))
         grey = (torch.from_numpy(image).float() for image in images)
-        disparity, _ = refine_disparity(*grey, left_xy, right_xy)
-        return Published(left_xy.numpy(), disparity.numpy())
+        disparity, _, correlation = refine_disparity(*grey, left_xy, right_xy)
+        alike = (correlation >= FrontendConfig().min_correlation).numpy()
+        return Published(left_xy.numpy()[alike], disparity.numpy()[alike])
 
 
 def stereo_limits(config: FrontendConfig, width: int) -> np.ndarray:

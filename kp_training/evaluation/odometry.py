@@ -7,6 +7,7 @@ to those of the next frame, and the motion from 3-D points to pixels by `cv2.sol
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -69,18 +70,22 @@ class OtherFrontend:
             rows = match_limited(*found, limits)
         places, right_places = (f.keypoints[rows[:, i]] for i, f in enumerate(sides))
         images = (torch.from_numpy(image.astype(np.float32)) for image in (left, right))
-        disparity, sigma = refine_disparity(
+        disparity, sigma, correlation = refine_disparity(
             *images, torch.from_numpy(places), torch.from_numpy(right_places)
         )
+        alike = (correlation >= self.config.min_correlation).numpy()
+        rows, places, right_places = rows[alike], places[alike], right_places[alike]
+        disparity, sigma = disparity.numpy()[alike], sigma.numpy()[alike]
         return StereoFeatures(
             left.shape[1],
             left.shape[0],
             *sides,
             *rows.T.astype(np.uint32),
-            disparity.numpy(),
-            sigma.numpy(),
+            disparity,
+            sigma,
             np.full(len(rows), np.nan, np.float32),
-            calibration.points(places, disparity.numpy()),
+            calibration.points(places, disparity),
+            float(np.median(right_places[:, 1] - places[:, 1])) if len(rows) else math.nan,
             calibration,
         )
 
