@@ -387,12 +387,17 @@ def test_methods_find_a_known_shift(name):
 
 
 def test_peers_are_published_under_the_front_ends_own_steps():
-    """The front end's keypoints, given as a peer's, become the matches that it publishes."""
+    """The front end's keypoints, given as a peer's, become the matches that it publishes, however
+    long the peer's descriptors are."""
     left, right = textured(12)
     frontend = StereoFrontend(FrontendConfig(backend="torch", max_keypoints=300))
     features = frontend(left, right)
     peer = Method("peer", lambda image: None)
-    found = (Found(f.keypoints, f.descriptors) for f in (features.left, features.right))
+    rng = np.random.default_rng(0)
+    found = (
+        Found(f.keypoints, f.descriptors * rng.uniform(0.3, 3, (len(f), 1)))
+        for f in (features.left, features.right)
+    )
     published = peer.publish((left, right), *found)
     own = features.left.keypoints[features.left_index]
     np.testing.assert_array_equal(published.left_xy, own)

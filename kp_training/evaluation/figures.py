@@ -138,7 +138,7 @@ def similarity_figure(
     drawn = other.imshow(similarity, cmap="viridis", vmin=min(0, similarity.min()), vmax=1)
     other.plot(true_x, xy[1], "o", ms=13, mfc="none", mec="#ff5a4f", mew=2, label="true place")
     best = np.unravel_index(similarity.argmax(), similarity.shape)
-    other.plot(best[1], best[0], "+", ms=12, color="white", mew=2, label="most similar")
+    other.plot(best[1], best[0], "+", ms=12, color="#ff2fd0", mew=2, label="most similar")
     other.set_title("cosine similarity in the right image", fontsize=11)
     figure.colorbar(drawn, ax=other, shrink=0.8)
     legend(other)

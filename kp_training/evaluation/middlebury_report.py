@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from kp_frontend.frontend import FrontendConfig
 from kp_training.evaluation import figures
 from kp_training.evaluation.methods import NetworkMethod
 from kp_training.evaluation.metrics import KEYPOINTS, MATCHES, STEREO
@@ -144,14 +145,16 @@ def _means(page: Page, metrics: dict) -> None:
         "Repeatability of the keypoints whose true place lies in the other image, within 3 px and "
         "1 px; unoccluded: only of those that the other image is known to see.",
     )
+    limits = FrontendConfig()
     page.heading("As the front end publishes them", 3)
     add_means(
         page,
         metrics,
         STEREO,
-        "Every method's keypoints and descriptors under the front end's limits: rows within 2 px, "
-        "disparity at least -1 px, cosine at least 0.5, mutual nearest neighbours; then the "
-        "disparity is refined on the images. Best in bold.",
+        "Every method's keypoints and descriptors under the front end's limits: rows within "
+        f"{limits.row_tolerance:g} px, disparity at least -1 px, cosine at least "
+        f"{limits.min_similarity:g}, mutual nearest neighbours; then the disparity is refined on "
+        f"the images, which must correlate by {limits.min_correlation:g}. Best in bold.",
     )
 
 
