@@ -20,6 +20,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from kp_msgs.msg import StereoFeatures as StereoFeaturesMsg
 from rclpy._rclpy_pybind11 import RCLError, RCLInvalidROSArgsError, UnknownROSArgsError
+from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -87,7 +88,9 @@ class StereoNode(LifecycleNode):
         self._era = self._worker_era = 0
         self._calibration_problem = self._last_bad = ""
         self.diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 5)
-        self.create_timer(1.0, self._publish_diagnostics)
+        # Of a steady clock: a paused simulation needs its diagnostics too.
+        clock = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(1.0, self._publish_diagnostics, clock=clock)
 
     # Life cycle, in the executor's thread
 
