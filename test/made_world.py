@@ -74,5 +74,5 @@ def grid_features(
     return StereoFeatures(
         WIDTH, HEIGHT, Features(left, ones, own, tracks), Features(right, ones, own, tracks),
         index, index, np.full(count, disparity, np.float32), ones, ones,
-        np.full((count, 3), np.nan, np.float32), None,
+        np.full((count, 3), np.nan, np.float32), 0.0, None,
     )  # fmt: skip

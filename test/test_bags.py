@@ -202,7 +202,7 @@ def test_compressed_images_are_read(frames, tmp_path):
     assert found[1].calibration() == frames[1].calibration()
 
 
-def test_raw_images_are_refused_unless_they_shall_be_rectified(frames, tmp_path):
+def test_raw_images_are_refused_unless_said_to_be_raw(frames, tmp_path):
     lens = [replace(c, d=np.array([-0.2, 0.05, 0, 0, 0])) for c in frames[0].cameras]
     size = (WIDTH, HEIGHT)
     maps = cv2.initInverseRectificationMap(
@@ -222,6 +222,10 @@ def test_raw_images_are_refused_unless_they_shall_be_rectified(frames, tmp_path)
     metrics = evaluate(path, tmp_path, raw=True)["methods"]["tiny"]
     assert metrics["stereo_accuracy"]["mean"] > 0.9
     assert metrics["stereo_error_px"]["mean"] < 0.3
+    odd = [replace(f, cameras=tuple(replace(c, model="odd") for c in f.cameras)) for f in bent]
+    path = write(tmp_path / "odd", messages_of(odd, "image_raw"))
+    with pytest.raises(ValueError, match=r"no pair .* usable: .*not rectified: .*'odd'"):
+        evaluate(path, tmp_path, raw=True)
 
 
 def recorded_messages(frames, descriptor_type="float32"):

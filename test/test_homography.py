@@ -91,7 +91,7 @@ def test_keypoints_outside_of_the_shared_part_do_not_count():
     narrow = Pair("narrow", pair.first, np.zeros((150, 230), np.uint8), shifted)
     metrics = pair_metrics(narrow, far, inside, matches)
     assert warp(far.xy[-1:], shifted)[0, 0] > 229
-    assert metrics["repeatability"] == 1.0
+    assert metrics["repeatability"] == metrics["matching_score"] == 1.0
 
 
 def test_too_few_matches_make_no_homography():

@@ -87,7 +87,7 @@ def made_view(points: np.ndarray, pose: np.ndarray) -> StereoFeatures:
     index = np.arange(count, dtype=np.uint32)
     return StereoFeatures(
         640, 480, left, right, index, index, disparity.astype(np.float32), ones, ones,
-        c.points(xy, disparity), c,
+        c.points(xy, disparity), 0.0, c,
     )  # fmt: skip
 
 

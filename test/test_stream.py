@@ -27,7 +27,7 @@ def nothing() -> StereoFeatures:
     index, values = np.zeros(0, np.uint32), np.zeros(0, np.float32)
     points = np.zeros((0, 3), np.float32)
     return StereoFeatures(
-        WIDTH, HEIGHT, none, none, index, index, values, values, values, points, None
+        WIDTH, HEIGHT, none, none, index, index, values, values, values, points, 0.0, None
     )
 
 
@@ -135,6 +135,7 @@ def test_ground_truth_tells_right_from_wrong():
     wrong = StreamMetrics().add(1, "", grid_features(16), None, truth)
     for name in ("stereo_accuracy", "disparity_accuracy", "repeatability"):
         assert right[name] == 1 and wrong[name] < 0.1, name
+    assert "repeatability_unoccluded" not in right
     assert right["stereo_error_px"] == 0 and right["stereo_matches"] == wrong["stereo_matches"]
 
 

@@ -6,6 +6,7 @@ an ndarray is thousands of times slower.
 
 from __future__ import annotations
 
+import math
 from array import array
 
 import numpy as np
@@ -93,7 +94,7 @@ def features_of(message: FeaturesMsg) -> Features:
 def stereo_features(message: StereoFeaturesMsg) -> StereoFeatures:
     """The reverse of `stereo_message`, of a message of rclpy or of rosbags.
 
-    The message does not carry the calibration's `offset`; it is 0 in the result.
+    The message does not carry the calibration's `offset`, 0 in the result, nor `row_offset`, NaN.
 
     Raises:
         ValueError: its arrays do not fit each other.
@@ -117,6 +118,7 @@ def stereo_features(message: StereoFeaturesMsg) -> StereoFeatures:
         *rows,
         *values[:3],
         values[3].reshape(-1, 3),
+        math.nan,
         None if np.isnan(camera).any() else StereoCalibration(*camera),
         dict(zip(message.stage, map(float, message.stage_ms), strict=True)),
     )

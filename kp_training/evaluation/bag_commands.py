@@ -42,10 +42,9 @@ def _print_topics(path: Path, file: Path | None = None) -> None:
     from kp_training.evaluation.bags import Bag
 
     with Bag(path) as bag:
-        table = Table(
-            "topic", "type", "messages", "Hz", "offered",
-            title=f"{path}: {bag.duration:.3f} s, {bag.count} messages",
-        )  # fmt: skip
+        table = Table(title=f"{path}: {bag.duration:.3f} s, {bag.count} messages")
+        for name in ("topic", "type", "messages", "Hz", "offered"):
+            table.add_column(name, overflow="fold")
         topics = []
         for topic in bag.topics.values():
             hertz = (topic.count - 1) / bag.duration if topic.count > 1 and bag.duration else None
@@ -175,9 +174,7 @@ def _add_camera(command: argparse.ArgumentParser) -> None:
         "--slop", type=_seconds, default=0.0, metavar="S",
         help="seconds by which the stamps of a pair may differ (default 0)",
     )  # fmt: skip
-    command.add_argument(
-        "--raw", action="store_true", help="the images are not rectified: rectify them first"
-    )
+    command.add_argument("--raw", action="store_true", help="the images are not rectified")
     command.add_argument("--backend", default="auto", help="of the networks (default auto)")
     command.add_argument("--precision", default="auto", help="of the networks (default auto)")
     command.add_argument("--threads", type=count, default=0, help="of a CPU (default all)")

@@ -172,7 +172,7 @@ def _images(camera: StereoBag, config: FrontendConfig, runs: dict[str, Run]) -> 
     protocol = {
         "frontend": asdict(config),
         "backend": {method: run.backend for method, run in runs.items()},
-        "rectified_here": camera.raw,
+        "raw_images": camera.raw,
         "slop_s": camera.slop,
     }
     return pairs, protocol

@@ -54,10 +54,11 @@ def measure(frames: Iterator[StereoFrame], source: Source, total: int, words: st
             run.missing.append(frame.stamp)
             continue
         features, milliseconds = found
-        row = metrics.add(frame.stamp, frame.camera, features, frame.left, frame.disparity)
+        image = frame.rectified().left  # where the features' coordinates are
+        row = metrics.add(frame.stamp, frame.camera, features, image, frame.disparity)
         run.rows[frame.stamp] = row | {"latency_ms": milliseconds}
         if number <= total // 2:
-            run.example = (frame.left, features, frame.disparity)
+            run.example = (image, features, frame.disparity)
     run.finish(metrics)
     return run
 
@@ -76,11 +77,14 @@ class Offline:
         try:
             calibration = frame.calibration()
         except ValueError as error:
-            self._skipped.append(f"{stamp_text(frame.stamp)}: without depth: {error}")
+            what = "not rectified" if frame.raw else "without depth"
+            self._skipped.append(f"{stamp_text(frame.stamp)}: {what}: {error}")
+            if frame.raw:
+                return None
             calibration = None
         try:
             if frame.left.shape != self._size:
-                self.frontend.warm_up(*frame.left.shape)
+                self.frontend.warm_up(*frame.left.shape, frame.raw)
                 self._size = frame.left.shape
                 self.first_size = self.first_size or self._size
             begin = time.perf_counter()

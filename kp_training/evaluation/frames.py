@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import cv2
 import numpy as np
 
-from kp_frontend.calibration import StereoCalibration
+from kp_frontend.calibration import Camera as Lens
+from kp_frontend.calibration import RawStereoCalibration, StereoCalibration
+
+# Its tables take a while to make, and cameras seldom change.
+_raw_calibration = lru_cache(maxsize=4)(RawStereoCalibration.from_cameras)
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,15 @@ class Camera:
         """Whether the raw image differs from the rectified one."""
         return bool(self.d.any()) or not np.allclose(self.k, self.p[:, :3])
 
+    def lens(self) -> Lens:
+        """The same as the front end takes it for raw images.
+
+        Raises:
+            ValueError: a distortion model that is not known, or no calibration.
+        """
+        k, d, r, p = (tuple(map(float, v.ravel())) for v in (self.k, self.d, self.r, self.p))
+        return Lens(self.width, self.height, self.model, k, d, r, p)
+
     def rectify(self, image: np.ndarray) -> np.ndarray:
         """The rectified image of a raw one, bilinear, black where the raw one has nothing.
 
@@ -71,7 +85,7 @@ class StereoFrame:
     `stamp` nanoseconds; `left`, `right` (H, W) uint8; `disparity` (H, W) float32 true disparity of
     the left image, NaN where unknown; `pose` (4, 4) true pose of the left camera (the rectified one
     where `cameras` rectify) in the world, z forward; `camera` names the rig: frames of another one
-    are no continuation.
+    are no continuation; `raw`: the images are not rectified.
     """
 
     stamp: int
@@ -81,12 +95,14 @@ class StereoFrame:
     disparity: np.ndarray | None = None
     pose: np.ndarray | None = None
     camera: str = ""
+    raw: bool = False
 
     def calibration(self) -> StereoCalibration | None:
-        """Of the rectified pair; None where it is not calibrated.
+        """Of the pair, for the front end; None where it is not calibrated.
 
         Raises:
-            ValueError: the cameras are for another size, or have no baseline.
+            ValueError: the cameras are for another size, have no baseline, or a lens that is not
+                known.
         """
         if self.cameras is None or not self.cameras[0].p.any():
             return None
@@ -96,20 +112,24 @@ class StereoFrame:
                 raise ValueError(
                     f"camera_info is for {size}, the images are {self.left.shape[::-1]}"
                 )
+        if self.raw:
+            return _raw_calibration(*(camera.lens() for camera in self.cameras))
         return StereoCalibration.from_projections(self.cameras[0].p, self.cameras[1].p)
 
     def rectified(self) -> StereoFrame:
-        """The pair with its raw images rectified.
+        """The pair with its images rectified, where they are raw.
 
         Raises:
             ValueError: they cannot be.
         """
+        if not self.raw:
+            return self
         if self.cameras is None:
             raise ValueError("raw images without camera_info cannot be rectified")
         images = (c.rectify(i) for c, i in zip(self.cameras, (self.left, self.right), strict=True))
         cameras = tuple(Camera.rectified(c.width, c.height, c.p) for c in self.cameras)
         left, right = images
-        return replace(self, left=left, right=right, cameras=cameras)
+        return replace(self, left=left, right=right, cameras=cameras, raw=False)
 
 
 @dataclass

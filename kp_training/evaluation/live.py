@@ -25,7 +25,6 @@ from kp_frontend.ros.messages import stereo_features
 from kp_frontend.ros.processes import check_alive, private_environment, process
 from kp_training.evaluation.bag_messages import grey_image
 from kp_training.evaluation.bags import COMPRESSED, stamp_of
-from kp_training.evaluation.frames import Camera
 from kp_training.evaluation.stereo_bag import StereoBag, stamp_text
 
 standins.put_on_path()
@@ -39,7 +38,7 @@ INPUTS = {
     "left/camera_info": CameraInfo,
     "right/camera_info": CameraInfo,
 }
-Message = Image | CameraInfo | bytes  # bytes: serialised
+Message = Image | bytes  # bytes: serialised
 
 
 @dataclass
@@ -102,7 +101,7 @@ def play(
 
     Args:
         camera: whose images, the unpaired ones too, are sent as they are in the bag; compressed
-            ones decoded, raw ones rectified.
+            ones decoded.
         config: of the node's front end.
         size: (height, width) that the node makes its engine ready for.
         log: file for the node's words.
@@ -172,6 +171,7 @@ def node_command(
     parameters = {
         "image_height": size[0],
         "image_width": size[1],
+        "input": "raw" if camera.raw else "rectified",
         "reliable": True,  # what is missing is then the node's doing, not the network's
         "descriptor_type": "float32",  # the only one that is exact
         **{f.name: getattr(config, f.name) for f in fields(config)},
@@ -212,28 +212,15 @@ def _schedule(camera: StereoBag, rate: float) -> Iterator[tuple[float, str, Mess
 
 
 def _prepared(camera: StereoBag, topic: str, raw: bytes) -> Message:
-    """A message of the bag as the node wants it: its own bytes, decoded, or rectified.
+    """A message of the bag as the node wants it: its own bytes, or decoded.
 
     Raises:
-        ValueError: it cannot be decoded or rectified.
+        ValueError: it cannot be decoded.
     """
-    topics = camera.topics
-    image = topic in (topics.left, topics.right)
-    if not camera.raw and not (image and camera.bag.topics[topic].type == COMPRESSED):
+    if camera.bag.topics[topic].type != COMPRESSED:
         return raw
     message = camera.bag.read(topic, raw)
-    side = int(topic in (topics.right, topics.right_info))
-    lens = camera.camera_at(side, stamp_of(raw)) if camera.raw else None
-    if image:
-        pixels = grey_image(message)
-        if lens is not None:
-            pixels = lens.rectify(pixels)
-        result = CvBridge().cv2_to_imgmsg(pixels, "mono8")
-    else:
-        flat = Camera.rectified(lens.width, lens.height, lens.p)
-        result = CameraInfo(width=flat.width, height=flat.height, distortion_model=flat.model)
-        result.k, result.d = flat.k.ravel().tolist(), flat.d.tolist()
-        result.r, result.p = flat.r.ravel().tolist(), flat.p.ravel().tolist()
+    result = CvBridge().cv2_to_imgmsg(grey_image(message), "mono8")
     result.header.stamp.sec = message.header.stamp.sec
     result.header.stamp.nanosec = message.header.stamp.nanosec
     result.header.frame_id = message.header.frame_id

@@ -7,6 +7,7 @@ to those of the next frame, and the motion from 3-D points to pixels by `cv2.sol
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -73,7 +74,7 @@ class OtherFrontend:
             *images, torch.from_numpy(places), torch.from_numpy(right_places)
         )
         alike = (correlation >= self.config.min_correlation).numpy()
-        rows, places = rows[alike], places[alike]
+        rows, places, right_places = rows[alike], places[alike], right_places[alike]
         disparity, sigma = disparity.numpy()[alike], sigma.numpy()[alike]
         return StereoFeatures(
             left.shape[1],
@@ -84,6 +85,7 @@ class OtherFrontend:
             sigma,
             np.full(len(rows), np.nan, np.float32),
             calibration.points(places, disparity),
+            float(np.median(right_places[:, 1] - places[:, 1])) if len(rows) else math.nan,
             calibration,
         )
 

@@ -37,7 +37,7 @@ def posed_frames(
 
     if path.is_dir() and not (path / "metadata.yaml").is_file():
         sequence = open_sequence(guess_layout(path), path)
-        frames = (f.rectified() if sequence.raw else f for f in sequence.frames)
+        frames = (frame.rectified() for frame in sequence.frames)
         yield with_pose(frames, sequence.left_out), sequence.length, sequence.left_out
         return
     with Bag(path) as bag:
@@ -47,7 +47,8 @@ def posed_frames(
         if topics.left is None:
             raise ValueError(f"{path} has no images; it has {bag.listing()}")
         camera = StereoBag(bag, topics, slop, raw)
-        yield with_pose(camera.frames(), camera.skipped), len(camera.stamps), camera.skipped
+        frames = (frame.rectified() for frame in camera.frames())
+        yield with_pose(frames, camera.skipped), len(camera.stamps), camera.skipped
 
 
 def evaluate_odometry(

@@ -195,7 +195,7 @@ def _euroc(folder: Path, interval: int) -> Sequence:
         left, right = root / "cam0" / "data", root / "cam1" / "data"
         paths = [(t, left / files[0][t], right / files[1][t]) for t in stamps]
         for frame in _pairs(sequence, paths):
-            yield replace(frame, cameras=cameras, pose=poses.get(frame.stamp))
+            yield replace(frame, cameras=cameras, pose=poses.get(frame.stamp), raw=True)
 
     sequence.frames, sequence.length = frames(), len(stamps)
     return sequence

@@ -144,7 +144,7 @@ class StereoBag:
     bag: Bag
     topics: StereoTopics
     slop: float = 0.0  # seconds that stamps of a pair may differ by
-    raw: bool = False  # images are not rectified: frames are, by their camera_info
+    raw: bool = False  # images are not rectified
     skipped: list[str] = field(default_factory=list)
     images: dict[str, int] = field(default_factory=dict)
     unpaired: dict[str, list[int]] = field(default_factory=dict)
@@ -234,13 +234,12 @@ class StereoBag:
             self._disparity(stamp, raws.get(t.disparity), left.shape),
             self._poses.get(stamp),
             messages[0].header.frame_id,
+            self.raw,
         )
-        if self.raw:
-            return frame.rectified()
-        if "raw" in t.left and frame.cameras and frame.cameras[0].distorted:
-            raise ValueError(
-                f"{t.left} is not rectified, says its camera_info: give --raw to have it rectified"
-            )
+        if self.raw and frame.cameras is None:
+            raise ValueError(f"{t.left} is raw, and has no camera_info that rectifies it")
+        if not self.raw and "raw" in t.left and frame.cameras and frame.cameras[0].distorted:
+            raise ValueError(f"{t.left} is not rectified, says its camera_info: give --raw")
         return frame
 
     def _disparity(

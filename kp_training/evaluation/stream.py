@@ -214,8 +214,12 @@ def follow(
 
 
 def truth_metrics(features: StereoFeatures, truth: np.ndarray) -> Row:
-    """The metrics of `kp evaluate middlebury` of what was published."""
+    """The metrics of `kp evaluate middlebury` of what was published, left to right.
+
+    Those of unoccluded keypoints are left out: a bag does not say what is occluded.
+    """
     blank = np.zeros(truth.shape, np.uint8)
     scene = Scene("", blank, blank, truth)
     sides = ((side.keypoints, side.descriptors) for side in (features.left, features.right))
-    return scene_metrics(scene, *sides) | published_metrics(features, truth)
+    found = scene_metrics(scene, *sides) | published_metrics(features, truth)
+    return {name: value for name, value in found.items() if "unoccluded" not in name}
