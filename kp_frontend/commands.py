@@ -28,9 +28,14 @@ def _node(arguments: argparse.Namespace) -> None:
 
 
 def _soak(arguments: argparse.Namespace) -> None:
+    from rclpy.executors import ExternalShutdownException
+
     from kp_frontend.soak import run_soak
 
-    result = run_soak(arguments.minutes, arguments.json, arguments.rate, arguments.seed)
+    try:
+        result = run_soak(arguments.minutes, arguments.json, arguments.rate, arguments.seed)
+    except ExternalShutdownException:
+        sys.exit(130)  # as a shell says SIGINT
     if result["errors"]:
         raise RuntimeError(f"soak: {len(result['errors'])} errors, see the table above")
 

@@ -124,7 +124,7 @@ class Camera:
     def close(self) -> None:
         """Leave DDS."""
         self.node.destroy_node()
-        rclpy.shutdown(context=self.context)
+        self.context.try_shutdown()  # an interrupt has ended it already
 
 
 class Soak:

@@ -25,6 +25,7 @@ from kp_frontend.backends import (
 from kp_frontend.backends.agreement import agreement, check_images, reference
 from kp_frontend.backends.engine_cache import EngineCache
 from kp_frontend.backends.tensorrt_backend import export
+from kp_frontend.calibration import identity_maps
 from kp_frontend.frontend import FrontendConfig, StereoFrontend, StereoPipeline
 from kp_frontend.matching import mutual_nearest
 
@@ -39,6 +40,32 @@ def pipeline() -> tuple[StereoPipeline, tuple[torch.Tensor, ...]]:
     pipe = StereoPipeline(frontend.network, frontend.config, HEIGHT, WIDTH).eval()
     inputs = (check_images(HEIGHT, WIDTH), *frontend.blank_inputs(WIDTH))
     return pipe, tuple(torch.from_numpy(array) for array in inputs)
+
+
+@pytest.fixture(scope="module")
+def raw_pipeline(pipeline) -> tuple[StereoPipeline, tuple[torch.Tensor, ...]]:
+    """The same for raw images."""
+    pipe, inputs = pipeline
+    config = FrontendConfig(backend="torch", max_keypoints=64)
+    raw = StereoPipeline(pipe.network, config, HEIGHT, WIDTH, raw=True).eval()
+    return raw, (*inputs, torch.from_numpy(identity_maps(WIDTH, HEIGHT)))
+
+
+def test_the_pipeline_for_raw_images_gives_the_same_where_they_are_rectified(
+    pipeline, raw_pipeline, tmp_path
+):
+    (pipe, inputs), (raw, raw_inputs) = pipeline, raw_pipeline
+    expected, found = reference(pipe, inputs), reference(raw, raw_inputs)
+    assert (found[3] >= 0).sum() > 10
+    np.testing.assert_array_equal(found[3], expected[3])
+    for i in (0, 1, 2, 4, 5, 6):
+        np.testing.assert_allclose(found[i], expected[i], atol=1e-3)
+    np.testing.assert_allclose(found[8], expected[0], atol=1e-4)
+    options = BackendOptions(precision="fp32", cache=EngineCache(tmp_path))
+    engine = make_backend("openvino", raw, raw_inputs, options)
+    converted = engine(*(tensor.numpy() for tensor in raw_inputs))
+    assert agreement(found, converted).good
+    np.testing.assert_allclose(converted[8], converted[0], atol=1e-3)
 
 
 def test_an_engine_is_built_once_and_kept(tmp_path):
@@ -274,7 +301,8 @@ def test_auto_takes_the_next_backend_and_says_why_once(pipeline, tmp_path, caplo
     assert caplog.text.count("no luck today") == 1
 
 
-def test_tensorrt_converts_every_operator(pipeline):
+@pytest.mark.parametrize("which", ["pipeline", "raw_pipeline"])
+def test_tensorrt_converts_every_operator(which, request):
     """The exported graph after torch-tensorrt's own lowering has only operators it converts."""
     known = json.loads((Path(__file__).parent / "data/tensorrt_operators.json").read_text())
 
@@ -293,7 +321,7 @@ def test_tensorrt_converts_every_operator(pipeline):
     for op in _collect_all_valid_cia_ops_for_aten_namespace():
         if op not in disabled:
             table[op] = _get_decomp_for_cia(op)
-    pipe, inputs = pipeline
+    pipe, inputs = request.getfixturevalue(which)
     graph = export(pipe, inputs, "fp16").run_decompositions(table).graph
     used = {
         str(node.target)
@@ -311,9 +339,10 @@ def test_tensorrt_converts_every_operator(pipeline):
     assert not missing
 
 
-def test_nothing_is_copied_from_the_host_inside_the_pipeline(pipeline):
+@pytest.mark.parametrize("which", ["pipeline", "raw_pipeline"])
+def test_nothing_is_copied_from_the_host_inside_the_pipeline(which, request):
     """A constant made from a Python list would be: a CUDA graph cannot capture that."""
-    graph = torch.export.export(*pipeline, strict=False).graph
+    graph = torch.export.export(*request.getfixturevalue(which), strict=False).graph
     copies = {"aten.lift_fresh_copy.default", "aten._local_scalar_dense.default"}
     assert not copies & {str(node.target) for node in graph.nodes}
 

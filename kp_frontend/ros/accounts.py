@@ -51,6 +51,11 @@ class Accounts:
         with self._lock:
             self._processed += 2
 
+    @property
+    def pairs_processed(self) -> int:
+        """How many pairs' features were published so far."""
+        return self._processed // 2
+
     def dropped(self, reason: str) -> None:
         """A pair was dropped for one of `REASONS`."""
         with self._lock:

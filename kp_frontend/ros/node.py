@@ -13,28 +13,26 @@ import gc
 import signal
 import sys
 import time
-from dataclasses import dataclass
 
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from kp_msgs.msg import StereoFeatures as StereoFeaturesMsg
 from rclpy._rclpy_pybind11 import RCLError, RCLInvalidROSArgsError, UnknownROSArgsError
+from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from sensor_msgs.msg import Image
 
-from kp_frontend.calibration import StereoCalibration
-from kp_frontend.frontend import BadInput, StereoFrontend
+from kp_frontend.frontend import StereoFrontend
 from kp_frontend.ros import standins
 from kp_frontend.ros.accounts import Accounts
 from kp_frontend.ros.camera_infos import CameraInfos
 from kp_frontend.ros.diagnostics import Diagnosis, Figures, Health
-from kp_frontend.ros.engine import EngineFailed, SupervisedEngine
+from kp_frontend.ros.engine import SupervisedEngine
 from kp_frontend.ros.extras import Extras
-from kp_frontend.ros.messages import stereo_message
-from kp_frontend.ros.newest_wins import NewestWins
+from kp_frontend.ros.pair_worker import Pair, PairWorker
 from kp_frontend.ros.parameters import Parameters
 from kp_frontend.ros.stereo_input import SIDES, StereoInput
 
@@ -48,17 +46,6 @@ CANNOT_START = (
     RCLInvalidROSArgsError,
     UnknownROSArgsError,
 )
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two messages that belong together, and their images as arrays."""
-
-    messages: tuple[Image, Image]
-    greys: tuple[np.ndarray, np.ndarray]
-    came: float  # monotonic seconds
-    decoded: float
-    era: int  # changes when time jumps
 
 
 class StereoNode(LifecycleNode):
@@ -77,17 +64,18 @@ class StereoNode(LifecycleNode):
         self.accounts = Accounts(lambda: self.input.waiting() if self.input else 0)
         self.figures = Figures()
         self.diagnosis = Diagnosis(self.get_name())
-        self.sequence = 0
         self.engine: SupervisedEngine | None = None
         self.input: StereoInput | None = None
-        self.worker: NewestWins[Pair] | None = None
+        self.worker: PairWorker | None = None
         self.extras: Extras | None = None
         self._was_active = False
         self._last_pair = time.monotonic()
-        self._era = self._worker_era = 0
-        self._calibration_problem = self._last_bad = ""
+        self._era = 0
+        self._last_bad = ""
         self.diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 5)
-        self.create_timer(1.0, self._publish_diagnostics)
+        # Of a steady clock: a paused simulation needs its diagnostics too.
+        clock = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(1.0, self._publish_diagnostics, clock=clock)
 
     # Life cycle, in the executor's thread
 
@@ -120,7 +108,17 @@ class StereoNode(LifecycleNode):
         self.engine.frontend.reset()
         self.figures.clear()
         self.extras = Extras(self, lambda: self.parameters.node, self._warn)
-        self.worker = NewestWins("worker", self._work, lambda _: self.accounts.dropped("replaced"))
+        self.worker = PairWorker(
+            self.engine,
+            self.parameters,
+            self.infos,
+            self.accounts,
+            self.figures,
+            self.features_publisher,
+            self.extras,
+            self._warn,
+            self._on_bad,
+        )
         self._last_pair = time.monotonic()
         self.input = StereoInput(
             self,
@@ -157,8 +155,7 @@ class StereoNode(LifecycleNode):
         if self.input is not None:
             self.input.close()
         if self.worker is not None:
-            if self.worker.stop() is not None:
-                self.accounts.dropped("stopped")
+            self.worker.stop()
             self.worker = None
         self.input = None
         if self.extras is not None:
@@ -220,59 +217,6 @@ class StereoNode(LifecycleNode):
         if self.engine is not None and self.worker is None:
             self.engine.frontend.configure(self.parameters.frontend)
 
-    # Work, in the worker's thread
-
-    def _work(self, pair: Pair) -> None:
-        try:
-            self._process(pair)
-        except BadInput as error:
-            self.accounts.dropped("bad")
-            self._on_bad(f"pair dropped: {error}")
-        except EngineFailed as error:
-            self.accounts.dropped("failed")
-            self._warn(f"pair dropped, {error}")
-        except RCLError as error:  # the context ended while this pair was computed
-            self.accounts.dropped("stopped")
-            self.get_logger().debug(f"not published: {error}")
-
-    def _process(self, pair: Pair) -> None:
-        frontend = self.engine.frontend
-        config, settings = self.parameters.node, self.parameters.frontend
-        if settings is not frontend.config:
-            frontend.configure(settings)
-        if pair.era != self._worker_era:
-            frontend.reset()
-            self._worker_era = pair.era
-        begin = time.monotonic()
-        calibration = self._calibration(pair)
-        if calibration is None and self.infos.raw:
-            self.accounts.dropped("uncalibrated")
-            return
-        calibrated = time.monotonic()
-        result = self.engine(*pair.greys, calibration)
-        computed = time.monotonic()
-        result.stage_ms["decode"] = 1e3 * (pair.decoded - pair.came)
-        result.stage_ms["wait"] = 1e3 * (begin - pair.decoded)
-        result.stage_ms["calibrate"] = 1e3 * (calibrated - begin)
-        headers = [message.header for message in pair.messages]
-        message = stereo_message(result, *headers, self.sequence, config.descriptor_type)
-        self.features_publisher.publish(message)
-        published = time.monotonic()
-        self.sequence += 1
-        self.accounts.processed()
-        result.stage_ms["publish"] = 1e3 * (published - computed)
-        self.figures.add(result, 1e3 * (published - pair.came))
-        self.extras.offer(result, pair.greys[0], headers[0])
-
-    def _calibration(self, pair: Pair) -> StereoCalibration | None:
-        self._calibration_problem = ""
-        try:
-            return self.infos.of_pair(*pair.messages)
-        except ValueError as error:
-            self._calibration_problem = str(error)
-            self._warn(f"camera_info cannot be used: {error}")
-            return None
-
     # Diagnostics, in the executor's thread
 
     def _publish_diagnostics(self) -> None:
@@ -287,7 +231,7 @@ class StereoNode(LifecycleNode):
             health.silent = now - self._last_pair
             health.why_silent = self.input.why_no_pairs()
             health.missing_infos = self.input.missing_infos()
-            health.calibration_problem = self._calibration_problem
+            health.calibration_problem = self.worker.calibration_problem
             health.raw, health.last_bad = self.infos.raw, self._last_bad
         status = self.diagnosis.status(now, self.accounts.snapshot(), self.figures.values(), health)
         message = DiagnosticArray(status=[status])
@@ -301,24 +245,28 @@ def main(args: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     node = None
     try:
-        rclpy.init(args=args)
-        node = StereoNode()
-        if node.parameters.node.autostart:
-            _autostart(node)
+        try:
+            rclpy.init(args=args)
+            node = StereoNode()
+            if node.parameters.node.autostart:
+                _autostart(node)
+        except CANNOT_START as error:
+            print(f"kp_frontend cannot start: {' '.join(str(error).split())}", file=sys.stderr)
+            return 1
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         executor.spin()
-        return 0
-    except CANNOT_START as error:
-        print(f"kp_frontend cannot start: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         return 0
+    except RCLError:
+        if rclpy.ok():  # else it was interrupted in the middle of a callback
+            raise
     finally:
         if node is not None:
             node.stop()
             node.destroy_node()
         rclpy.try_shutdown()
+    return 0
 
 
 def _autostart(node: StereoNode) -> None:

@@ -1,0 +1,129 @@
+"""The worker: computes and publishes pairs in a thread of its own, always the newest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from rclpy._rclpy_pybind11 import RCLError
+from rclpy.publisher import Publisher
+from sensor_msgs.msg import Image
+
+from kp_frontend.calibration import StereoCalibration
+from kp_frontend.frontend import BadInput, StereoFeatures
+from kp_frontend.ros.accounts import Accounts
+from kp_frontend.ros.camera_infos import CameraInfos
+from kp_frontend.ros.diagnostics import Figures
+from kp_frontend.ros.engine import EngineFailed, SupervisedEngine
+from kp_frontend.ros.extras import Extras
+from kp_frontend.ros.messages import stereo_message
+from kp_frontend.ros.newest_wins import NewestWins
+from kp_frontend.ros.parameters import Parameters
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two messages that belong together, and their images as arrays."""
+
+    messages: tuple[Image, Image]
+    greys: tuple[np.ndarray, np.ndarray]
+    came: float  # monotonic seconds
+    decoded: float
+    era: int  # changes when time jumps
+
+
+class PairWorker:
+    """A thread that takes the newest pair, and ends each in one account.
+
+    Args:
+        parameters: heeded anew with each pair.
+        publisher: of the features.
+        say, say_bad: take warnings in words, of any kind and of images that cannot be used.
+    """
+
+    def __init__(
+        self,
+        engine: SupervisedEngine,
+        parameters: Parameters,
+        infos: CameraInfos,
+        accounts: Accounts,
+        figures: Figures,
+        publisher: Publisher,
+        extras: Extras,
+        say: Callable[[str], None],
+        say_bad: Callable[[str], None],
+    ) -> None:
+        self._engine, self._parameters, self._infos = engine, parameters, infos
+        self._accounts, self._figures = accounts, figures
+        self._publisher, self._extras = publisher, extras
+        self._say, self._say_bad = say, say_bad
+        self._era = 0
+        self.calibration_problem = ""
+        self._thread = NewestWins("worker", self._work, lambda _: accounts.dropped("replaced"))
+        self.put = self._thread.put
+
+    def stop(self) -> None:
+        """End the thread after the pair that it has in hand."""
+        if self._thread.stop() is not None:
+            self._accounts.dropped("stopped")
+
+    def _work(self, pair: Pair) -> None:
+        begin = time.monotonic()
+        try:
+            result = self._compute(pair, begin)
+            if result is None:
+                self._accounts.dropped("uncalibrated")
+                return
+            computed = time.monotonic()
+            headers = [message.header for message in pair.messages]
+            kind = self._parameters.node.descriptor_type
+            self._publisher.publish(
+                stereo_message(result, *headers, self._accounts.pairs_processed, kind)
+            )
+        except BadInput as error:
+            self._accounts.dropped("bad")
+            self._say_bad(f"pair dropped: {error}")
+        except EngineFailed as error:
+            self._accounts.dropped("failed")
+            self._say(f"pair dropped, {error}")
+        except RCLError as error:  # the context ended while this pair was computed
+            self._accounts.dropped("stopped")
+            self._say(f"not published: {error}")
+        except Exception as error:  # nothing that one pair does may end the thread
+            self._accounts.dropped("failed")
+            self._say(f"pair dropped, {type(error).__name__}: {error}")
+        else:
+            self._accounts.processed()
+            published = time.monotonic()
+            result.stage_ms["publish"] = 1e3 * (published - computed)
+            self._figures.add(result, 1e3 * (published - pair.came))
+            self._extras.offer(result, pair.greys[0], headers[0])
+
+    def _compute(self, pair: Pair, begin: float) -> StereoFeatures | None:
+        """The features of a pair, None if it is raw and not calibrated."""
+        frontend, settings = self._engine.frontend, self._parameters.frontend
+        if settings is not frontend.config:
+            frontend.configure(settings)
+        if pair.era != self._era:
+            frontend.reset()
+            self._era = pair.era
+        calibration = self._calibration(pair)
+        if calibration is None and self._infos.raw:
+            return None
+        calibrated = time.monotonic()
+        result = self._engine(*pair.greys, calibration)
+        result.stage_ms["decode"] = 1e3 * (pair.decoded - pair.came)
+        result.stage_ms["wait"] = 1e3 * (begin - pair.decoded)
+        result.stage_ms["calibrate"] = 1e3 * (calibrated - begin)
+        return result
+
+    def _calibration(self, pair: Pair) -> StereoCalibration | None:
+        self.calibration_problem = ""
+        try:
+            return self._infos.of_pair(*pair.messages)
+        except ValueError as error:
+            self.calibration_problem = str(error)
+            self._say(f"camera_info cannot be used: {error}")
+            return None
