@@ -1,37 +1,22 @@
 """Training samples: a source image, its keypoints and the geometry of two views of it.
 
 A sample is a function of the seed and its position in the run alone, so a run that is resumed at
-step N sees exactly what it would have seen without the stop. Workers only decode and draw numbers;
+step N sees exactly what it would have seen without the stop, and so do several processes together
+that share the work of one. Workers only decode and draw numbers;
 pixels are warped on the training device (views.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
+from kp_training.config import TrainConfig, ViewConfig
 from kp_training.labels import Labels
-
-
-@dataclass(frozen=True)
-class ViewConfig:
-    """How the two views of a source image are drawn. Sizes in pixels, angles in degrees."""
-
-    height: int = 240
-    width: int = 320
-    canvas: int = 512  # source images are cut to this size
-    most_keypoints: int = 2000
-    zoom: tuple[float, float] = (0.6, 1.4)  # source pixels per view pixel
-    stereo_share: float = 0.5  # share of samples whose views are like a rectified stereo pair
-    rotation: float = 25.0
-    scale: float = 1.3  # factor between the views, drawn log-uniformly either way
-    shift: float = 0.12  # of the view's size
-    perspective: float = 0.12  # largest move of a corner, of the view's size
-    disparity: float = 64.0  # largest mean disparity of a stereo-like pair
-    relief: float = 24.0  # largest deviation of a surface from the mean disparity
+from kp_training.views import NOISE
 
 
 class PairDataset(Dataset):
@@ -42,8 +27,8 @@ class PairDataset(Dataset):
     there are fewer;
     `to_view` (2, 3, 3) float32, homographies canvas -> view; `relief` (2, 5, 7) float32, a coarse
     map of displacements along rows that is added to each view (0 for homographic pairs); `blocky`,
-    whether that map has steps (depth edges) or is smooth; `noise` (2, 8) float32, uniform numbers
-    for the photometric changes.
+    whether that map has steps (depth edges) or is smooth; `noise` (2, NOISE) float32, uniform
+    numbers for the photometric changes.
     """
 
     def __init__(
@@ -51,6 +36,7 @@ class PairDataset(Dataset):
     ) -> None:
         self.labels, self.indices, self.samples = labels, indices, samples
         self.seed, self.config = seed, config
+        self._epoch, self._order = -1, indices
 
     def __len__(self) -> int:
         return self.samples
@@ -58,8 +44,10 @@ class PairDataset(Dataset):
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng([self.seed, i])
         epoch, position = divmod(i, len(self.indices))
-        order = np.random.default_rng([self.seed, epoch, 1 << 20]).permutation(self.indices)
-        index = int(order[position])
+        if epoch != self._epoch:
+            shuffle = np.random.default_rng([self.seed, epoch, 1 << 20])
+            self._epoch, self._order = epoch, shuffle.permutation(self.indices)
+        index = int(self._order[position])
         image = cv2.imread(str(self.labels.folder / self.labels.paths[index]), cv2.IMREAD_GRAYSCALE)
         canvas, keypoints = self._cut(image, self.labels.of_image(index), rng)
         height, width = canvas.shape
@@ -67,7 +55,7 @@ class PairDataset(Dataset):
         fill = np.uint8(rng.integers(256))
         padded = np.full((1, self.config.canvas, self.config.canvas), fill, np.uint8)
         padded[0, :height, :width] = canvas
-        points = np.full((self.config.most_keypoints, 3), np.nan, np.float32)
+        points = np.full((self.config.most_keypoints, 4), np.nan, np.float32)
         points[: len(keypoints)] = keypoints[: len(points)]
         to_view, relief = self._geometry(height, width, rng)
         return {
@@ -77,7 +65,7 @@ class PairDataset(Dataset):
             "to_view": to_view,
             "relief": relief,
             "blocky": np.bool_(rng.random() < 0.5),
-            "noise": rng.random((2, 8), np.float32),
+            "noise": rng.random((2, NOISE), np.float32),
         }
 
     def _cut(
@@ -88,13 +76,14 @@ class PairDataset(Dataset):
         x = rng.integers(max(image.shape[1] - size, 0) + 1)
         y = rng.integers(max(image.shape[0] - size, 0) + 1)
         image = image[y : y + size, x : x + size]
-        keypoints = keypoints - np.float32([x, y, 0])
+        keypoints = keypoints - np.float32([x, y, 0, 0])
         inside = (keypoints[:, :2] >= 0).all(1)
         inside &= (keypoints[:, 0] < image.shape[1]) & (keypoints[:, 1] < image.shape[0])
         keypoints = keypoints[inside]
         if rng.random() < 0.5:
             image = image[:, ::-1]
-            keypoints = keypoints * np.float32([-1, 1, 1]) + np.float32([image.shape[1] - 1, 0, 0])
+            keypoints = keypoints * np.float32([-1, 1, 1, 1])
+            keypoints[:, 0] += image.shape[1] - 1
         return image, keypoints
 
     def _geometry(
@@ -128,3 +117,17 @@ class PairDataset(Dataset):
             mean = rng.uniform(0, c.disparity)
             relief[1] = mean + rng.uniform(0, c.relief) * rng.uniform(-1, 1, (5, 7))
         return np.float32(to_view), relief
+
+
+def micro_batches(
+    config: TrainConfig, start: int, steps: int, rank: int = 0, world: int = 1
+) -> Iterator[range]:
+    """Samples of each micro-batch of a run from step `start` on, as one of `world` processes.
+
+    A step's micro-batches are dealt to the processes in turn, so that one process and several see
+    the same ones.
+    """
+    for step in range(start, steps):
+        for micro in range(rank, config.batch // config.micro, world):
+            first = step * config.batch + micro * config.micro
+            yield range(first, first + config.micro)

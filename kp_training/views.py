@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from kp_training.config import TrainConfig
+
+NOISE = 8  # uniform numbers that fix the light of a view
 
 
 def native_bf16(device: str) -> bool:
@@ -68,24 +74,108 @@ def warp_points(points: Tensor, to_view: Tensor, shift: Tensor) -> tuple[Tensor,
     return place, inside & (residual < 0.25)
 
 
-def photometric(image: Tensor, noise: Tensor) -> Tensor:
-    """Light and sensor: gamma, contrast, brightness, a gradient of light, blur and noise.
+def photometric(image: Tensor, noise: Tensor, kind: str = "camera") -> Tensor:
+    """Light and sensor.
 
     Args:
         image: (B, 1, H, W) in 0..255.
-        noise: (B, 8) uniform numbers that fix every change but the sensor noise's pixels.
+        noise: (B, NOISE) uniform numbers that fix every change but the sensor noise's pixels.
+        kind: `jitter` changes contrast and brightness alone; `camera` also gamma, a gradient of
+            light, blur and noise; `strong` also the lens's vignetting and JPEG's blocks, and
+            stronger noise.
 
     Returns:
         (B, 1, H, W) float, rounded to what an 8-bit camera would give.
     """
     u = (noise * 2 - 1)[:, :, None, None, None]
-    ramp = torch.linspace(-1, 1, image.shape[3], device=image.device)
-    x = (image / 255).clamp(0, 1) ** torch.exp(0.5 * u[:, 0])
+    x = (image / 255).clamp(0, 1)
+    if kind != "jitter":
+        x = x ** torch.exp(0.5 * u[:, 0])
     x = (x - 0.5) * torch.exp(0.3 * u[:, 1]) + 0.5 + 0.1 * u[:, 2]
-    x = x * (1 + 0.3 * u[:, 3] * ramp)
+    if kind == "jitter":
+        return (x * 255).round().clamp(0, 255)
+    across = torch.linspace(-1, 1, image.shape[3], device=image.device)
+    x = x * (1 + 0.3 * u[:, 3] * across)
+    if kind == "strong":
+        down = torch.linspace(-1, 1, image.shape[2], device=image.device)[:, None]
+        x = x * (1 - 0.25 * u[:, 6].clamp(min=0) * (across**2 + down**2))
     kernel = torch.tensor([1.0, 2.0, 1.0], device=image.device)
     kernel = (kernel[:, None] * kernel / 16)[None, None]
     blurred = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel)
     x = torch.where(u[:, 4] > 0, x, torch.lerp(x, blurred, -u[:, 4]))
-    x = x + torch.randn_like(x) * 0.02 * noise[:, 5, None, None, None] ** 2
+    most = 0.04 if kind == "strong" else 0.02
+    x = x + torch.randn_like(x) * most * noise[:, 5, None, None, None] ** 2
+    if kind == "strong":
+        x = torch.where(u[:, 7] > 0.3, x, block_quantised(x, 0.12 * (0.3 - u[:, 7])))
     return (x * 255).round().clamp(0, 255)
+
+
+def block_quantised(image: Tensor, step: Tensor) -> Tensor:
+    """What JPEG leaves of images (B, 1, H, W): the DCT of each 8x8 block, rounded to multiples of
+    `step`, (B, 1, 1, 1), that grows with the frequency. H and W multiples of 8."""
+    n = torch.arange(8, device=image.device, dtype=image.dtype)
+    dct = torch.cos(math.pi / 8 * (n + 0.5) * n[:, None]) / 2
+    dct[0] /= math.sqrt(2)
+    basis = torch.einsum("iy,jx->ijyx", dct, dct).reshape(64, 1, 8, 8)
+    frequency = (1 + n + n[:, None]).reshape(1, 64, 1, 1)
+    step = step.clamp(min=1e-4) * frequency
+    blocks = F.conv2d(image, basis, stride=8)
+    return F.conv_transpose2d((blocks / step).round() * step, basis, stride=8)
+
+
+def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tensor]:
+    """Render both views of a batch, with everything the losses need.
+
+    Returns:
+        `images` (2, B, 1, H, W); `labels` (2, B, K, 2) places of the labelled keypoints in each
+        view and `sure` (2, B, K) how much each counts there, 0 where it is not seen; `points`
+        (2, B, M, 2) pixels of corresponding points in each view, `valid` (B, M) bool; `shift`
+        (2, B, H, W), the displacement along the row of each view.
+    """
+    height, width = config.views.height, config.views.width
+    canvas, keypoints = batch["canvas"].float(), batch["keypoints"]
+    fill = batch["fill"][:, None, None, None]
+    size = canvas.shape[-1]
+    # Descriptors are also trained away from keypoints: a quarter of the points are anywhere.
+    anywhere = torch.rand(len(canvas), keypoints.shape[1] // 4, 2, device=canvas.device) * size
+    candidates = torch.cat([keypoints[..., :2], anywhere], 1)
+    count = keypoints.shape[1]
+    kept = keypoints[..., 2] >= config.lowest_repeat
+    kept &= keypoints[..., 3] >= config.lowest_response
+    weight = keypoints[..., 2].nan_to_num() if config.weigh_by_repeat else kept.float()
+    images, places, seen, shifts = [], [], [], []
+    for view in range(2):
+        to_view = batch["to_view"][:, view]
+        shift = displacement(batch["relief"][:, view], batch["blocky"], height, width)
+        image = fill + warp_image(canvas - fill, to_view, shift)  # outside, samples are 0
+        images.append(photometric(image, batch["noise"][:, view], config.views.photometric))
+        place, visible = warp_points(candidates, to_view, shift)
+        places.append(place)
+        seen.append(visible & ~candidates.isnan().any(-1))
+        shifts.append(shift)
+    both = seen[0] & seen[1]
+    order = (torch.rand(both.shape, device=both.device) + both).topk(config.correspondences, 1)
+    chosen = order.indices[..., None].expand(-1, -1, 2)
+    return {
+        "images": torch.stack(images),
+        "labels": torch.stack([place[:, :count] for place in places]),
+        "sure": torch.stack([weight * (kept & visible[:, :count]) for visible in seen]),
+        "points": torch.stack([place.gather(1, chosen) for place in places]),
+        "valid": order.values >= 1,
+        "shift": torch.stack(shifts),
+    }
+
+
+def across_views(
+    points: Tensor, view: int, batch: dict[str, Tensor], shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Where points (B, N, 2) of one view lie in the other, and whether they are seen there.
+
+    Args:
+        view: 0 or 1, which view the points belong to.
+        shift: (2, B, H, W) from `make_views`.
+    """
+    offset = sample(shift[view][:, None], points)[:, 0]
+    moved = torch.stack([points[..., 0] + offset, points[..., 1]], -1)
+    source = transform(torch.linalg.inv(batch["to_view"][:, view]), moved)
+    return warp_points(source, batch["to_view"][:, 1 - view], shift[1 - view])
