@@ -158,5 +158,5 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
             if points:
                 axis.plot(*zip(*points, strict=True), label=label)
         axis.set(title=name, xlabel="step")
-        axis.legend()
+    axes[0].legend()
     figure.savefig(path, dpi=110)
