@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path, PurePosixPath
 
@@ -41,7 +42,7 @@ def split_images(labels: Labels, seed: int, file: Path) -> tuple[np.ndarray, np.
     A file that is there decides, so that a split can be given too.
 
     Raises:
-        ValueError: the file is none, or names other images; or there is only one scene.
+        ValueError: the file is none, or names other images; or there is only one image.
     """
     paths = [Path(path).as_posix() for path in labels.paths]
     if not file.is_file():
@@ -62,8 +63,11 @@ def split_images(labels: Labels, seed: int, file: Path) -> tuple[np.ndarray, np.
 
 def _draw(paths: list[str], seed: int) -> dict[str, list[str]]:
     scenes = sorted({scene_of(path) for path in paths})
-    if len(scenes) < 2:
-        raise ValueError(f"all {len(paths)} images are of one scene: none can be held out")
+    if len(paths) < 2:
+        raise ValueError("there is one image only: none can be held out")
+    if len(scenes) == 1:  # a short recording: its last tenth
+        cut = len(paths) - math.ceil(len(paths) / 10)
+        return {"train": paths[:cut], "validation": paths[cut:]}
     lots = {s: hashlib.sha256(f"{seed} {s}".encode()).digest() for s in scenes}
     ranked = sorted(scenes, key=lots.__getitem__)
     limit = int(256 * HELD_OUT)
