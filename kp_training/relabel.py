@@ -28,7 +28,8 @@ from kp_frontend.detection import (
     top_keypoints,
 )
 from kp_frontend.network import STRIDE, KeypointNetwork, load_network, weights_path
-from kp_training.labels import Labels, check_writable, label_in_parts, random_homography
+from kp_training.classics import random_homography
+from kp_training.labels import Labels, check_writable, label_in_parts
 from kp_training.views import NOISE, native_bf16, photometric, sample, transform
 
 BORDER = 6  # of a view, pixels, in which responses do not count: the network sees its edge there

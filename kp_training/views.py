@@ -15,7 +15,9 @@ NOISE = 8  # uniform numbers that fix the light of a view
 
 def native_bf16(device: str) -> bool:
     """Whether the training device multiplies bf16 natively, so that it is a gain."""
-    return device != "cpu" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def displacement(relief: Tensor, blocky: Tensor, height: int, width: int) -> Tensor:

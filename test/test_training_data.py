@@ -13,15 +13,10 @@ from rosbags.typesys import Stores, get_typestore
 
 import kp_training.labels as module
 from kp_frontend.cli import main
+from kp_training.classics import classic_keypoints
 from kp_training.config import load_config
 from kp_training.data import micro_batches
-from kp_training.labels import (
-    classic_keypoints,
-    find_images,
-    label_folder,
-    label_in_parts,
-    load_labels,
-)
+from kp_training.labels import find_images, label_folder, label_in_parts, load_labels
 from kp_training.recordings import extract_images
 from kp_training.splits import scene_of, split_images
 
