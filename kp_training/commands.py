@@ -42,9 +42,14 @@ def _label(arguments: argparse.Namespace) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     from kp_training.config import load_config
+    from kp_training.parallel import join
     from kp_training.train import train
 
     config = load_config(arguments.config)
+    process = join(arguments.device)
+    if process.first:  # it alone extracts the images of a bag; the others then find them
+        _images(arguments, arguments.out / "images")
+    process.wait()
     best = train(
         config,
         _images(arguments, arguments.out / "images"),
@@ -55,7 +60,8 @@ def _train(arguments: argparse.Namespace) -> None:
         arguments.start,
         arguments.middlebury,
     )
-    print(best)
+    if process.first:
+        print(best)
 
 
 def _add_bag(command: argparse.ArgumentParser) -> None:

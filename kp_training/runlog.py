@@ -27,6 +27,7 @@ class RunLog:
         )
         self.task = self.bar.add_task("", total=steps, completed=start)
         self._since = {"images": 0, "seconds": 0.0, "waited": 0.0}
+        self._rows: list[dict[str, float]] = []
 
     def __enter__(self) -> RunLog:
         if not self.quiet:
@@ -53,7 +54,8 @@ class RunLog:
         self, step: int, row: dict[str, float], images: int, seconds: float, waited: float,
         every: int,
     ) -> None:  # fmt: skip
-        """Count a step; every so many of them write a row with rates over them."""
+        """Count a step; every so many of them write a row with means and rates over them."""
+        self._rows.append(row)
         for name, value in (("images", images), ("seconds", seconds), ("waited", waited)):
             self._since[name] += value
         if step % every or self.quiet:
@@ -61,11 +63,11 @@ class RunLog:
         spent = self._since
         row = {
             "step": step,
-            **row,
+            **{name: sum(r[name] for r in self._rows) / len(self._rows) for name in row},
             "images_per_s": spent["images"] / spent["seconds"],
             "data_wait": spent["waited"] / spent["seconds"],
         }
-        self._since = dict.fromkeys(spent, 0.0)
+        self._since, self._rows = dict.fromkeys(spent, 0.0), []
         self._write(row, "training")
         self.bar.update(self.task, completed=step, description=describe(row))
 

@@ -31,7 +31,7 @@ from kp_training.data import PairDataset, micro_batches
 from kp_training.labels import Labels, label_folder, load_labels
 from kp_training.objective import losses
 from kp_training.parallel import join
-from kp_training.report import write_report
+from kp_training.report import fingerprint, write_report
 from kp_training.runlog import RunLog
 from kp_training.splits import split_images
 from kp_training.validation import Validator
@@ -64,8 +64,8 @@ def train(
         The best weights' file.
 
     Raises:
-        ValueError: no images, a run in `out` that was made with another recipe, or weights to
-            start from that are of another size of network.
+        ValueError: no images, a run in `out` that was made with another recipe or other images,
+            or weights to start from that are of another size of network.
         FloatingPointError: the loss is not finite or explodes; the last good checkpoint is kept.
     """
     process = join(device)
@@ -95,11 +95,14 @@ def train(
     scheduler = _scheduler(optimizer, config, steps)
     progress = {"step": 0, "best": math.inf, "since_best": 0, "usual": None}
     progress |= {"seconds": 0.0, "waited": 0.0, "images": 0, "config": asdict(config)}
+    progress["data"] = fingerprint(labels)
     if (out / "last.safetensors").is_file():
         stored = load_checkpoint(out / "last.safetensors", ema, network, optimizer, scheduler)
         # Through JSON, as it was stored: tuples come back as lists.
         if stored["config"] != json.loads(json.dumps(asdict(config))):
             raise ValueError(f"{out} holds a run with another recipe; choose another folder")
+        if stored["data"] != progress["data"]:
+            raise ValueError(f"{out} holds a run on other images or labels; choose another folder")
         progress |= stored
     model = process.wrap(network)
     bf16 = native_bf16(device)
@@ -129,7 +132,7 @@ def train(
                 _add(sums, {"loss": loss, **parts}, micros)
             row = process.mean({k: v.item() for k, v in sums.items()})
             norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            _check(row["loss"], float(norm), progress, config, out)
+            _check(row["loss"], float(norm), progress, config.explosion, out)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if isinstance(scheduler, LambdaLR):
@@ -146,6 +149,7 @@ def train(
             if step % validate_every == 0 or step == steps:
                 found = validator(ema.module) if process.first else {"loss": 0.0}
                 loss = process.from_first(found["loss"])
+                _check(loss, 0.0, progress, math.inf, out)
                 if isinstance(scheduler, ReduceLROnPlateau):
                     scheduler.step(loss)
                 better = loss < progress["best"]
@@ -226,10 +230,15 @@ def _patience_is_out(progress: dict, config: TrainConfig) -> bool:
     return 0 < config.patience <= progress["since_best"]
 
 
-def _check(loss: float, norm: float, progress: dict, config: TrainConfig, out: Path) -> None:
-    """Stop before a step is taken that would spoil the network."""
+def _check(loss: float, norm: float, progress: dict, explosion: float, out: Path) -> None:
+    """Stop before a step is taken that would spoil the network, or kept that has.
+
+    Raises:
+        FloatingPointError: the loss or the gradient's norm is not finite, or the loss more than
+            `explosion` times the usual.
+    """
     usual = progress["usual"]
-    exploded = usual is not None and loss > config.explosion * abs(usual)
+    exploded = usual is not None and loss > explosion * abs(usual)
     if math.isfinite(loss) and math.isfinite(norm) and not exploded:
         return
     what = (

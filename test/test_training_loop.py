@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import kp_training.train as loop
 from kp_frontend.frontend import FrontendConfig, StereoFrontend
 from kp_training.config import load_config
+from kp_training.labels import label_folder
 from kp_training.runlog import read_log
 from kp_training.train import train
 
@@ -115,6 +116,9 @@ def test_a_killed_run_goes_on_exactly(training_images, training_labels, tmp_path
     assert [row["step"] for row in logs[0]] == [row["step"] for row in logs[1]]
     with pytest.raises(ValueError, match="another recipe"):
         train(replace(config, steps=13), training_images, out, "cpu", 0, training_labels)
+    label_folder(training_images, tmp_path / "others.npz", views=1, detector="orb")
+    with pytest.raises(ValueError, match="other images or labels"):
+        train(config, training_images, out, "cpu", 0, tmp_path / "others.npz")
 
 
 def test_two_processes_train_as_one_does(training_images, training_labels, tmp_path):
