@@ -27,7 +27,8 @@ class ViewConfig:
     canvas: int = 512  # source images are cut to this size
     most_keypoints: int = 2000
     zoom: tuple[float, float] = (0.6, 1.4)  # source pixels per view pixel
-    stereo_share: float = 0.5  # share of samples whose views are like a rectified stereo pair
+    real_share: float = 0.7  # of samples of a stereo pair's left image that are the real pair
+    stereo_share: float = 0.5  # of other samples, whose views are like a rectified stereo pair
     rotation: float = 25.0
     scale: float = 1.3  # factor between the views, drawn log-uniformly either way
     shift: float = 0.12  # of the view's size

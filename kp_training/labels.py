@@ -28,6 +28,7 @@ import numpy as np
 from rich.progress import Progress
 
 from kp_training.classics import check_detector, classic_keypoints, repeat_share
+from kp_training.pairs import find_pairs
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff"}
 NOT_COLOUR = ("depth", "mask", "depthcrop", "maskcrop")  # ends of names in the RGB-D Object Dataset
@@ -58,13 +59,16 @@ class Labels:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted; depth maps and masks of RGB-D sets are none.
+    """All image files below a folder, sorted; depth maps and masks of RGB-D sets are none, and of
+    a set of stereo pairs only the images of the pairs.
 
     Raises:
         ValueError: not a folder, or no image in it.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of images")
+    if pairs := find_pairs(folder):
+        return sorted({folder / name for pair in pairs for name in (pair.left, pair.right)})
     paths = sorted(
         p
         for p in folder.rglob("*")

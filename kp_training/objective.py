@@ -62,14 +62,14 @@ def losses(
     total = detector + config.descriptor_weight * descriptor
     parts = {"detector": detector, "descriptor": descriptor, "matched": matched}
     if config.matchability:
-        match = _matchability(heatmap(logits), descriptors, batch, views["shift"])
+        match = _matchability(heatmap(logits), descriptors, batch, views)
         total = total + config.matchability * match["matchability"]
         parts |= match
     return total, parts
 
 
 def _matchability(
-    heat: Tensor, descriptors: Tensor, batch: dict[str, Tensor], shift: Tensor
+    heat: Tensor, descriptors: Tensor, batch: dict[str, Tensor], views: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """The loss of the scores of the keypoints that the network finds, and what came right."""
     with torch.no_grad():
@@ -79,8 +79,8 @@ def _matchability(
         found = refine(heat.detach(), pixels)
         features = sample_descriptors(descriptors.detach(), found).chunk(2)
         xy = found.chunk(2)
-        place, seen = across_views(xy[0], 0, batch, shift)
-        _, seen_back = across_views(xy[1], 1, batch, shift)
+        place, seen = across_views(xy[0], 0, batch, views)
+        _, seen_back = across_views(xy[1], 1, batch, views)
         right = torch.cat(matched_rightly(features, xy, place, MATCH_WITHIN))
         counts = torch.cat([seen, seen_back]) & (scores > 0)
     return {

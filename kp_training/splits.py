@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from kp_training.labels import Labels
+from kp_training.pairs import find_pairs
 
 HELD_OUT = 1 / 20  # share of scenes that validate
 FRAMES = 50  # consecutive frames of a recording are one scene
@@ -46,7 +47,7 @@ def split_images(labels: Labels, seed: int, file: Path) -> tuple[np.ndarray, np.
     """
     paths = [Path(path).as_posix() for path in labels.paths]
     if not file.is_file():
-        split = _draw(paths, seed)
+        split = _draw(paths, labels.folder, seed)
         part = file.with_name(file.name + ".part")
         part.write_text(json.dumps(split, indent=1) + "\n")
         part.replace(file)
@@ -61,8 +62,10 @@ def split_images(labels: Labels, seed: int, file: Path) -> tuple[np.ndarray, np.
     return train, validation
 
 
-def _draw(paths: list[str], seed: int) -> dict[str, list[str]]:
-    scenes = sorted({scene_of(path) for path in paths})
+def _draw(paths: list[str], folder: Path, seed: int) -> dict[str, list[str]]:
+    listed = {name: p.scene for p in find_pairs(folder) for name in (p.left, p.right)}
+    scene = {path: listed.get(path) or scene_of(path) for path in paths}
+    scenes = sorted(set(scene.values()))
     if len(paths) < 2:
         raise ValueError("there is one image only: none can be held out")
     if len(scenes) == 1:  # a short recording: its last tenth
@@ -74,6 +77,6 @@ def _draw(paths: list[str], seed: int) -> dict[str, list[str]]:
     held_out = {s for s in scenes if lots[s][0] < limit} or {ranked[0]}
     held_out -= {ranked[-1]}
     return {
-        "train": [path for path in paths if scene_of(path) not in held_out],
-        "validation": [path for path in paths if scene_of(path) in held_out],
+        "train": [path for path in paths if scene[path] not in held_out],
+        "validation": [path for path in paths if scene[path] in held_out],
     }

@@ -90,7 +90,7 @@ def homography_metrics(
     (left, right), (a, b), (is_left, is_right) = xy.chunk(2), descriptors.chunk(2), (
         (scores > 0).chunk(2)
     )  # fmt: skip
-    place, seen = across_views(left, 0, batch, views["shift"])
+    place, seen = across_views(left, 0, batch, views)
     place = torch.where((seen & is_left)[..., None], place, torch.nan)
     apart = torch.cdist(place, torch.where(is_right[..., None], right, 1e6))
     counts = place.isfinite().all(-1)

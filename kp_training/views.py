@@ -132,52 +132,82 @@ def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tenso
         `images` (2, B, 1, H, W); `labels` (2, B, K, 2) places of the labelled keypoints in each
         view and `sure` (2, B, K) how much each counts there, 0 where it is not seen; `points`
         (2, B, M, 2) pixels of corresponding points in each view, `valid` (B, M) bool; `shift`
-        (2, B, H, W), the displacement along the row of each view.
+        (2, B, H, W), the displacement along the row of each view, and `known`, 1 where it is.
     """
     height, width = config.views.height, config.views.width
-    canvas, keypoints = batch["canvas"].float(), batch["keypoints"]
+    canvases, keypoints = batch["canvas"].float(), batch["keypoints"]
     fill = batch["fill"][:, None, None, None]
-    size = canvas.shape[-1]
+    size, count = canvases.shape[-1], keypoints.shape[2]
     # Descriptors are also trained away from keypoints: a quarter of the points are anywhere.
-    anywhere = torch.rand(len(canvas), keypoints.shape[1] // 4, 2, device=canvas.device) * size
-    candidates = torch.cat([keypoints[..., :2], anywhere], 1)
-    count = keypoints.shape[1]
-    kept = keypoints[..., 2] >= config.lowest_repeat
-    kept &= keypoints[..., 3] >= config.lowest_response
-    weight = keypoints[..., 2].nan_to_num() if config.weigh_by_repeat else kept.float()
-    images, places, seen, shifts = [], [], [], []
+    anywhere = torch.rand(len(canvases), count // 4, 2, device=canvases.device) * size
+    candidates = torch.cat([keypoints[:, 0, :, :2], anywhere], 1)
+    images, labels, sure, places, seen, shifts, knowns = [], [], [], [], [], [], []
     for view in range(2):
         to_view = batch["to_view"][:, view]
         shift = displacement(batch["relief"][:, view], batch["blocky"], height, width)
-        image = fill + warp_image(canvas - fill, to_view, shift)  # outside, samples are 0
+        canvas = canvases[:, view, None] - fill
+        image = fill + warp_image(canvas, to_view, shift)  # outside, samples are 0
         images.append(photometric(image, batch["noise"][:, view], config.views.photometric))
+        given = keypoints[:, view]
+        place, visible = warp_points(given[..., :2], to_view, shift)
+        kept = visible & (given[..., 2] >= config.lowest_repeat)
+        kept &= given[..., 3] >= config.lowest_response
+        labels.append(place)
+        sure.append(kept * given[..., 2].nan_to_num() if config.weigh_by_repeat else kept.float())
+        known = torch.ones_like(shift)
+        if view == 1 and "real" in batch:  # the right image of a pair was seen as it is
+            shift, known = _real_shift(batch, shift)
         place, visible = warp_points(candidates, to_view, shift)
+        visible &= sample(known[:, None], place)[:, 0] > 0.99
         places.append(place)
         seen.append(visible & ~candidates.isnan().any(-1))
         shifts.append(shift)
+        knowns.append(known)
     both = seen[0] & seen[1]
     order = (torch.rand(both.shape, device=both.device) + both).topk(config.correspondences, 1)
     chosen = order.indices[..., None].expand(-1, -1, 2)
     return {
         "images": torch.stack(images),
-        "labels": torch.stack([place[:, :count] for place in places]),
-        "sure": torch.stack([weight * (kept & visible[:, :count]) for visible in seen]),
+        "labels": torch.stack(labels),
+        "sure": torch.stack(sure),
         "points": torch.stack([place.gather(1, chosen) for place in places]),
         "valid": order.values >= 1,
         "shift": torch.stack(shifts),
+        "known": torch.stack(knowns),
     }
 
 
+def _real_shift(batch: dict[str, Tensor], shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Displacement in the right view, (B, H, W), by true disparity where a sample is a real pair,
+    and where it is known, (B, H, W), 0 or 1."""
+    to_view, (_, height, width) = batch["to_view"][:, 1], shift.shape
+    scale, move = to_view[:, 0, 0], to_view[:, :2, 2]
+    y, x = torch.meshgrid(
+        *(torch.arange(n, device=shift.device, dtype=shift.dtype) for n in (height, width)),
+        indexing="ij",
+    )
+    size = batch["disparity"].shape[-1]
+    pixels = torch.stack([x, y], -1)[None] - move[:, None, None]
+    grid = (pixels / scale[:, None, None, None] + 0.5) / size * 2 - 1
+    true = F.grid_sample(batch["disparity"][:, None], grid, "nearest", align_corners=False)[:, 0]
+    real = batch["real"][:, None, None]
+    known = torch.where(real, (true > 0).to(shift.dtype), 1.0)
+    return torch.where(real, true * scale[:, None, None], shift), known
+
+
 def across_views(
-    points: Tensor, view: int, batch: dict[str, Tensor], shift: Tensor
+    points: Tensor, view: int, batch: dict[str, Tensor], views: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Where points (B, N, 2) of one view lie in the other, and whether they are seen there.
 
     Args:
         view: 0 or 1, which view the points belong to.
-        shift: (2, B, H, W) from `make_views`.
+        views: from `make_views`, of the batch.
     """
+    shift, known = views["shift"], views["known"]
     offset = sample(shift[view][:, None], points)[:, 0]
     moved = torch.stack([points[..., 0] + offset, points[..., 1]], -1)
     source = transform(torch.linalg.inv(batch["to_view"][:, view]), moved)
-    return warp_points(source, batch["to_view"][:, 1 - view], shift[1 - view])
+    place, visible = warp_points(source, batch["to_view"][:, 1 - view], shift[1 - view])
+    visible &= sample(known[view][:, None], points)[:, 0] > 0.99
+    return place, visible & (sample(known[1 - view][:, None], place)[:, 0] > 0.99)

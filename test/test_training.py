@@ -47,7 +47,7 @@ def test_warped_points_show_what_the_warped_image_shows(training_images, trainin
                    for k, v in data[i].items())  # fmt: skip
         canvas = cv2.GaussianBlur(item["canvas"][0, 0].numpy().astype(np.float32), None, 3)
         canvas = torch.from_numpy(canvas)[None, None]
-        points, views = item["keypoints"][..., :2], []
+        points, views = item["keypoints"][:, 0, :, :2], []
         for view in range(2):
             shift = displacement(item["relief"][:, view], item["blocky"], 240, 320)
             image = warp_image(canvas, item["to_view"][:, view], shift)
@@ -59,7 +59,9 @@ def test_warped_points_show_what_the_warped_image_shows(training_images, trainin
             views.append((place, visible, shift))
         # The way from the first view to the second is the same by either path.
         places, seen, shifts = zip(*views, strict=True)
-        far, seen_far = across_views(places[0], 0, item, torch.stack(shifts))
+        shift = torch.stack(shifts)
+        maps = {"shift": shift, "known": torch.ones_like(shift)}
+        far, seen_far = across_views(places[0], 0, item, maps)
         both = (seen[0] & seen[1] & seen_far)[0]
         assert ((far - places[1])[0][both].norm(dim=-1) < 0.5).float().mean() > 0.95
     assert shown > 1000

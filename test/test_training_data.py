@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 import kp_training.labels as module
 from kp_frontend.cli import main
+from kp_frontend.network import load_network
 from kp_training.classics import classic_keypoints
 from kp_training.config import load_config
-from kp_training.data import micro_batches
+from kp_training.data import PairDataset, micro_batches
 from kp_training.labels import find_images, label_folder, label_in_parts, load_labels
+from kp_training.objective import losses
 from kp_training.recordings import extract_images
 from kp_training.splits import scene_of, split_images
+from kp_training.views import make_views, sample
 
 
 def test_labels_are_stored_and_unreadable_images_listed(training_images, tmp_path):
@@ -107,11 +113,82 @@ def test_the_rgbd_object_data_set_is_read_by_instance_and_colour_only(tmp_path):
     assert scenes[0] == scenes[1] == "rgbd-dataset/apple/apple_1" and len(set(scenes)) == 4
 
 
+@pytest.fixture(scope="module")
+def stereo_set(tmp_path_factory):
+    """Two pairs of a textured plane in front of another, one with disparity, and their labels."""
+    folder = tmp_path_factory.mktemp("stereo")
+    rng = np.random.default_rng(0)
+    entries = []
+    for scene in ("room", "yard"):
+        back, front = (
+            cv2.GaussianBlur(cv2.resize(np.uint8(rng.random((90, 120)) * 255), (480, 360)), None, 2)
+            for _ in range(2)
+        )
+        disparity = np.full((360, 480), 12, np.uint8)
+        disparity[100:250, 180:330] = 40
+        views = []
+        for side in (0, 1):
+            view = np.roll(back, -12 * side, 1)
+            shift = 40 * side
+            view[100:250, 180 - shift : 330 - shift] = front[100:250, 180:330]
+            views.append(view)
+        (folder / scene).mkdir()
+        cv2.imwrite(str(folder / scene / "left.png"), views[0])
+        cv2.imwrite(str(folder / scene / "right.png"), views[1])
+        disparity[:5] = 0  # not known
+        cv2.imwrite(str(folder / scene / "disparity.png"), disparity * 4)
+        entries.append({"dir": scene, "left": "left.png", "right": "right.png", "scale": 4})
+    entries[0]["gt"] = "disparity.png"
+    (folder / "scenes.json").write_text(json.dumps(entries))
+    labels, unreadable = label_folder(folder, folder / "labels.npz", views=1)
+    assert not unreadable
+    return labels
+
+
+def test_stereo_pairs_are_trained_on_as_they_are(stereo_set, tmp_path):
+    names = ["room/left.png", "room/right.png", "yard/left.png", "yard/right.png"]
+    assert list(stereo_set.paths) == names  # disparity maps are no images
+    train, held_out = split_images(stereo_set, 0, tmp_path / "split.json")
+    assert sorted((*train, *held_out)) == [0, 1, 2, 3] and abs(int(train[0]) - int(train[1])) == 1
+    config = replace(load_config("release"), correspondences=300)
+    config = replace(config, views=replace(config.views, real_share=1.0, zoom=(0.8, 1.2),
+                                           photometric="jitter"))  # fmt: skip
+    data = PairDataset(stereo_set, np.arange(4), 16, 0, config.views)
+    batch = {k: torch.from_numpy(v) for k, v in data_of(data).items()}
+    assert int(batch["real"].sum()) == 4  # of the pair with disparity, once in each pass
+    batch["noise"] = torch.full_like(batch["noise"], 0.5)
+    torch.manual_seed(0)
+    views = make_views(batch, config)
+    real = batch["real"]
+    left, right = (sample(views["images"][v][real], views["points"][v][real])[:, 0] for v in (0, 1))
+    valid = views["valid"][real]
+    assert valid.sum() > 400
+    apart = (left - right).abs()[valid]
+    assert apart.median() < 4 and apart.quantile(0.9) < 20  # grey levels
+    moved = (views["points"][0] - views["points"][1])[real]
+    assert (moved[..., 1][valid].abs() < 0.01).all()
+    # Both surfaces are seen, at their disparities in the view's own pixels.
+    scale = batch["to_view"][real][:, 0, 0, 0]
+    disparity = (moved[..., 0] / scale[:, None])[valid]
+    assert ((disparity - 12).abs() < 1).sum() > 100 and ((disparity - 40).abs() < 1).sum() > 20
+    assert ((disparity - 12).abs().minimum((disparity - 40).abs()) < 1).float().mean() > 0.95
+    # Each view has its own labels.
+    assert views["sure"][1][real].sum() > 100
+    total, parts = losses(load_network("tiny"), batch, replace(config, matchability=0.5))
+    assert torch.isfinite(total) and parts["came_right"] > 0.3
+
+
+def data_of(data):
+    """All samples of a data set as one batch."""
+    items = [data[i] for i in range(len(data))]
+    return {name: np.stack([item[name] for item in items]) for name in items[0]}
+
+
 class Named:
     """Labels of which the split only reads the names."""
 
     def __init__(self, paths):
-        self.paths = np.array(paths)
+        self.folder, self.paths = Path("nowhere"), np.array(paths)
 
 
 def test_splits_keep_scenes_whole_and_stay(tmp_path):
