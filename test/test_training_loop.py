@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 import kp_training.train as loop
 from kp_frontend.frontend import FrontendConfig, StereoFrontend
+from kp_frontend.network import build_network
 from kp_training.config import load_config
 from kp_training.labels import label_folder
 from kp_training.runlog import read_log
@@ -130,12 +131,16 @@ def test_two_processes_train_as_one_does(training_images, training_labels, tmp_p
     said, _ = child.communicate(timeout=240)
     assert child.returncode == 0, said
     one, two = (load_file(tmp_path / n / "last.safetensors") for n in ("one", "two"))
-    for name, tensor in one.items():
+    torch.manual_seed(config.seed)
+    begun = build_network(config.size).state_dict()
+    moved = []
+    for name, tensor in begun.items():
         # Statistics of batch normalisation are those of the first process's images alone.
-        if name.startswith("network.") and "running" not in name and "batches" not in name:
-            torch.testing.assert_close(tensor, two[name], rtol=1e-3, atol=2e-4, msg=name)
-    losses = [read_log(tmp_path / n / "log.jsonl")[-1]["validation_loss"] for n in ("one", "two")]
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+        if "running" not in name and "batches" not in name:
+            key = f"network.{name}"
+            torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=2e-4, msg=name)
+            moved.append((one[key] - tensor).abs().max().item())
+    assert len(moved) > 30 and min(moved) > 2e-3  # ten times what is tolerated
 
 
 @pytest.mark.parametrize(("bad", "told"), [(float("nan"), "nan"), (1e6, "usually")])
