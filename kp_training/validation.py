@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from kp_frontend.cli import main
 from kp_frontend.detection import detect
 from kp_frontend.network import KeypointNetwork, save_network
 from kp_training.config import TrainConfig, ViewConfig
@@ -108,11 +110,16 @@ def homography_metrics(
 
 
 def stereo_metrics(network: KeypointNetwork, folder: Path) -> dict[str, float]:
-    """Means over the scenes of `kp evaluate middlebury`."""
-    from kp_training.evaluation.middlebury import evaluate_middlebury
+    """Means over the scenes of `kp evaluate middlebury`.
 
+    Raises:
+        ValueError: the scenes cannot be evaluated; the reason was said.
+    """
     with tempfile.TemporaryDirectory() as temporary:
-        file = Path(temporary) / "network.safetensors"
+        file, out = Path(temporary) / "network.safetensors", Path(temporary) / "out"
         save_network(network, file)
-        found = evaluate_middlebury(folder, [str(file)])["methods"][str(file)]
+        words = ["evaluate", "middlebury", str(folder), "--methods", str(file), "--out", str(out)]
+        if main(words):
+            raise ValueError(f"the scenes of {folder} cannot be evaluated")
+        found = json.loads((out / "metrics.json").read_text())["methods"].popitem()[1]
     return {f"middlebury_{name}": found[name]["mean"] for name in STEREO_METRICS}

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -179,3 +180,27 @@ def test_a_run_ends_early_when_it_no_longer_gets_better(
     assert kept == ["step_000002.safetensors", "step_000004.safetensors"]
     best, second = load_file(tmp_path / "best.safetensors"), load_file(tmp_path / kept[0])
     assert all(torch.equal(best[name], second[name]) for name in best)
+
+
+def test_scenes_with_truth_are_validated_on_too(training_images, training_labels, tmp_path):
+    """A pair of which the right image is the left one moved by eight pixels."""
+    image = cv2.imread(str(training_images / "camera.png"), cv2.IMREAD_GRAYSCALE)
+    scene = tmp_path / "scenes" / "moved"
+    scene.mkdir(parents=True)
+    cv2.imwrite(str(scene / "left.png"), image[:, :320])
+    cv2.imwrite(str(scene / "right.png"), image[:, 8:328])
+    cv2.imwrite(str(scene / "truth.png"), np.full((300, 320), 8, np.uint8))
+    entry = {
+        "dir": "moved",
+        "left": "left.png",
+        "right": "right.png",
+        "gt": "truth.png",
+        "scale": 1,
+    }
+    (tmp_path / "scenes/scenes.json").write_text(json.dumps([entry]))
+    config = small("release", steps=1, batch=1, micro_batch=0)
+    train(config, training_images, tmp_path / "run", "cpu", 0, training_labels,
+          start="tiny", middlebury=tmp_path / "scenes")  # fmt: skip
+    row = read_log(tmp_path / "run/log.jsonl")[-1]
+    assert row["validation_middlebury_disparity_accuracy"] > 0.8
+    assert row["validation_middlebury_correct_matches"] > 100
