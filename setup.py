@@ -27,7 +27,7 @@ setup(
     entry_points={
         "console_scripts": [
             "kp = kp_frontend.cli:main",
-            "stereo_node = kp_frontend.ros.node:main",
+            "stereo_node = kp_frontend.ros.__main__:main",
         ],
     },
 )

@@ -44,6 +44,8 @@ from kp_frontend.roofline import shortest_ms
 Call = Callable[[], object]
 FEATURES = 2048  # of ORB and SIFT; the front end has its own max_keypoints
 RATIO = 0.7  # of SIFT's FLANN matches (Lowe, 2004)
+GPU_ENGINES = ("tensorrt", "cuda")
+EAGER = "torch on cuda"  # plain fp32 torch on a GPU: what the GPU engines are compared with
 LONGEST = 30.0  # seconds that one slow method may take in all its rounds
 
 
@@ -156,12 +158,13 @@ def ours(method: str, backend: str, images: np.ndarray, parts: bool) -> Subject:
             model = str(Path(folder) / f"{method}.safetensors")
             torch.manual_seed(0)
             save_network(build_network(method), model)
-        frontend = StereoFrontend(FrontendConfig(model=model, backend=backend))
+        name, device = ("torch", "cuda") if backend == EAGER else (backend, "cpu")
+        frontend = StereoFrontend(FrontendConfig(model=model, backend=name, device=device))
     frontend.warm_up(*images.shape[1:])
     precision = frontend.backend.split()[-1]
     stages: dict[str, Call] = {"total": lambda: frontend(*images)}
     subject = Subject(Path(method).stem, backend, precision, stages)
-    if parts:
+    if parts and backend != EAGER:
         add_parts(subject, frontend, images)
     return subject
 
@@ -260,7 +263,13 @@ def _memory_mb(name: str) -> float:
     return int(line.split()[1]) / 1024
 
 
+def _gpu_free_mb() -> float:
+    """Free memory of the GPU, MiB, after what a process needs to use it at all."""
+    return torch.cuda.mem_get_info()[0] / 2**20
+
+
 def _memory(method: str, backend: str, size: tuple[int, int], calls: int, pipe: Connection) -> None:
+    gpu_free = _gpu_free_mb() if torch.cuda.is_available() else None
     subject = make_subject(method, backend, bench_pair(*size), parts=False)
     settled = 0.0
     for i in range(calls):
@@ -273,6 +282,7 @@ def _memory(method: str, backend: str, size: tuple[int, int], calls: int, pipe: 
             "peak_mb": _memory_mb("VmHWM"),
             "settled_mb": settled,
             "end_mb": _memory_mb("VmRSS"),
+            "gpu_mb": None if gpu_free is None else gpu_free - _gpu_free_mb(),
         }
     )
 
@@ -283,7 +293,8 @@ def memory(
     """Memory (MiB) of a process that runs a method, its libraries included; None if it dies.
 
     Returns:
-        `calls`, `peak_mb`, and resident after a tenth of the calls (`settled_mb`) and at the end.
+        `calls`, `peak_mb`, resident after a tenth of the calls (`settled_mb`) and at the end, and
+        what an engine takes of the GPU's own memory (`gpu_mb`), None without one.
     """
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
@@ -301,8 +312,9 @@ def memory(
 def ratios(rows: list[Row]) -> list[dict[str, str | float | None]]:
     """How many times longer each peer takes than each of our engines, by size.
 
-    `after_network` is the share of the call that is not the network, `of_roofline` the share of the
-    network's time that the machine's measured peaks would need.
+    `eager` is plain torch on the same GPU, `after_network` the share of the call that is not the
+    network, `of_roofline` the share of the network's time that the machine's measured peaks would
+    need.
     """
     totals = {(r.method, r.backend, r.size): r.median_ms for r in rows if r.stage == "total"}
     found = []
@@ -313,6 +325,8 @@ def ratios(rows: list[Row]) -> list[dict[str, str | float | None]]:
         for (other, _, other_size), median in totals.items():
             if other in PEERS and other_size == size:
                 row[other] = median / mine
+        plain = totals.get((method, EAGER, size))
+        row["eager"] = None if plain is None or backend not in GPU_ENGINES else plain / mine
         stages = {
             r.stage: r.median_ms
             for r in rows
@@ -356,6 +370,8 @@ def run_bench(
             usable.append(name)
         else:
             console.print(f"without {name}: {reason}")
+    if "cuda" in usable:
+        usable.append(EAGER)
     report: dict = {"machine": machine(), "rows": [], "ratios": [], "memory": []}
     rows: list[Row] = []
     for size in sizes:

@@ -11,7 +11,12 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-GROUPS = ("kp_frontend.commands", "kp_training.commands", "kp_training.evaluation.commands")
+GROUPS = (
+    "kp_frontend.commands",
+    "kp_training.commands",
+    "kp_training.evaluation.commands",
+    "kp_training.evaluation.bag_commands",
+)
 
 
 def count(text: str) -> int:
@@ -19,6 +24,17 @@ def count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def positive(text: str) -> float:
+    """Argument type: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def rate(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Commands of the robot: demo, node, doctor, bench."""
+"""Commands of the robot: demo, node, soak, doctor, bench."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from kp_frontend.cli import add_command, count, rate, size
+from kp_frontend.cli import add_command, count, positive, rate, size
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -25,6 +25,14 @@ def _node(arguments: argparse.Namespace) -> None:
     from kp_frontend.ros.node import main as run_node
 
     sys.exit(run_node(arguments.ros_args))
+
+
+def _soak(arguments: argparse.Namespace) -> None:
+    from kp_frontend.soak import run_soak
+
+    result = run_soak(arguments.minutes, arguments.json, arguments.rate, arguments.seed)
+    if result["errors"]:
+        raise RuntimeError(f"soak: {len(result['errors'])} errors, see the table above")
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
@@ -73,6 +81,22 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         _node,
     )
     node.set_defaults(ros_args=[])
+
+    soak = add_command(
+        commands,
+        "soak",
+        "stream with random faults through the node; check accounting, latency, memory",
+        "soak --minutes 10 --json soak.json",
+        _soak,
+    )
+    soak.add_argument(
+        "--minutes", type=positive, default=10.0, help="how long to stream (default 10)"
+    )
+    soak.add_argument("--rate", type=rate, default=10.0, help="pairs a second (default 10)")
+    soak.add_argument("--seed", type=int, default=0, help="of the faults (default 0)")
+    soak.add_argument(
+        "--json", type=Path, help="file for the result; the node's log goes beside it"
+    )
 
     doctor = add_command(
         commands,

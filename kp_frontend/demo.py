@@ -12,14 +12,8 @@ import argparse
 import json
 import math
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +33,10 @@ from rich.progress import Progress
 from rich.table import Table
 from sensor_msgs.msg import CameraInfo, Image
 
+from kp_frontend.overlay import draw_matches
 from kp_frontend.ros import standins
-from kp_frontend.ros.environment import share_folder, typestore, with_dds_profile
+from kp_frontend.ros.environment import share_folder, typestore
+from kp_frontend.ros.processes import check_alive, private_environment, process
 
 standins.put_on_path()
 from cv_bridge import CvBridge  # noqa: E402
@@ -157,25 +153,6 @@ def nanoseconds(stamp: TimeMsg) -> int:
     return stamp.sec * 1_000_000_000 + stamp.nanosec
 
 
-@contextmanager
-def process(*command: str, environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen]:
-    """Run a Python module in a process of its own, interrupted and waited for at the end."""
-    with log.open("w") as file:
-        child = subprocess.Popen(
-            [sys.executable, "-m", *command], env=environment, stdout=file, stderr=file
-        )
-        try:
-            yield child
-        finally:
-            if child.poll() is None:
-                child.send_signal(signal.SIGINT)
-            try:
-                child.wait(10)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-
-
 def run_demo(out: Path, frames: int = 100, rate: float = 10.0) -> dict:
     """Run the demo and write overlay.png, stream.gif, bag and demo.json to `out`.
 
@@ -187,10 +164,7 @@ def run_demo(out: Path, frames: int = 100, rate: float = 10.0) -> dict:
     """
     console = Console()
     out.mkdir(parents=True, exist_ok=True)
-    environment = with_dds_profile(os.environ)
-    # A domain of its own, on this machine only: nothing else is disturbed or listened to.
-    environment.setdefault("ROS_DOMAIN_ID", str(random.randint(1, 101)))
-    environment.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    environment = private_environment()
     environment["KP_DEMO_LISTENERS"] = "2"
     os.environ.update(environment)
     rclpy.init()
@@ -212,15 +186,15 @@ def run_demo(out: Path, frames: int = 100, rate: float = 10.0) -> dict:
             rclpy.spin_once(listener, timeout_sec=0.1)
             sent = sum(topic == "left/image" for topic, _, _ in listener.recorded)
             bar.update(task, completed=sent, description="streaming" if sent else None)
-            _check(node, out / "node.log", "the node")
+            check_alive(node, out / "node.log", "the node")
             if not sent and time.monotonic() - begin > NODE_START_SECONDS:
                 raise RuntimeError(f"the node is not ready after {NODE_START_SECONDS:.0f} s")
         if replay.returncode != 0:
-            _check(replay, out / "replay.log", "the replay")
+            check_alive(replay, out / "replay.log", "the replay")
         settled = time.monotonic() + 2.5  # the last pairs, and one more report of the counters
         while time.monotonic() < settled:
             rclpy.spin_once(listener, timeout_sec=0.1)
-        _check(node, out / "node.log", "the node")
+        check_alive(node, out / "node.log", "the node")
     listener.destroy_node()
     rclpy.try_shutdown()
     if not listener.results:
@@ -236,11 +210,6 @@ def run_demo(out: Path, frames: int = 100, rate: float = 10.0) -> dict:
         soft_wrap=True,
     )
     return numbers
-
-
-def _check(child: subprocess.Popen, log: Path, name: str) -> None:
-    if child.poll() is not None:
-        raise RuntimeError(f"{name} ended with status {child.returncode}: {log.read_text()[-500:]}")
 
 
 def true_disparity(message: StereoFeaturesMsg, pair: Pair) -> np.ndarray:
@@ -320,19 +289,10 @@ def table(numbers: dict) -> Table:
 
 def overlay(image: np.ndarray, message: StereoFeaturesMsg) -> np.ndarray:
     """The left image with each match coloured by depth, near red to far blue, BGR."""
-    canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-    canvas = cv2.resize(canvas, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
-    x = np.array(message.left.x)[message.left_index] * 2 + 0.5
-    y = np.array(message.left.y)[message.left_index] * 2 + 0.5
+    xy = np.column_stack([message.left.x, message.left.y])[message.left_index]
     depth = np.array(message.points).reshape(-1, 3)[:, 2]
-    inverse = 1 / depth
-    low, high = 1 / 6.0, 1 / 2.0  # metres: what the scene spans
-    level = np.nan_to_num(255 * (inverse - low) / (high - low)).clip(0, 255).astype(np.uint8)
-    colours = cv2.applyColorMap(level, cv2.COLORMAP_TURBO).reshape(-1, 3)
-    for place, colour, z in zip(np.column_stack([x, y]), colours, depth, strict=True):
-        if np.isfinite(z):
-            centre = tuple(int(v) for v in np.rint(place))
-            cv2.circle(canvas, centre, 4, colour.tolist(), -1, cv2.LINE_AA)
+    low, high = 1 / 6.0, 1 / 2.0  # 1 / metres: what the scene spans
+    canvas = draw_matches(image, xy, (1 / depth - low) / (high - low), scale=2)
     text = (
         f"{len(depth)} matches, red {1 / high:.0f} m and nearer, blue {1 / low:.0f} m and farther"
     )

@@ -98,12 +98,19 @@ def match_temporal(
     return mutual_nearest(descriptors @ before_descriptors.T, allowed, limits[1])[0]
 
 
-def windows(image: Tensor, centre: Tensor, columns: int) -> Tensor:
-    """Bilinear windows (K, 9, 2 * columns + 1) of an image (H, W) around pixels (K, 2)."""
+def windows(image: Tensor, centre: Tensor, columns: int, steps: Tensor | None = None) -> Tensor:
+    """Bilinear windows (K, 9, 2 * columns + 1) of an image (H, W) around pixels (K, 2).
+
+    `steps` (K, 2, 2) are the ways in the image from one column and one row of a window to the
+    next, as columns; None for whole pixels.
+    """
     rows = PATCH_RADIUS
     y = torch.arange(-rows, rows + 1, device=image.device, dtype=image.dtype)
     x = torch.arange(-columns, columns + 1, device=image.device, dtype=image.dtype)
     offsets = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+    if steps is not None:
+        along, down = (steps[:, None, None, :, i] for i in range(2))
+        offsets = offsets[..., :1] * along + offsets[..., 1:] * down
     grid = sampling_grid(centre[:, None, None] + offsets, *image.shape)
     found = F.grid_sample(
         image[None, None], grid.flatten(1, 2)[None], "bilinear", "border", align_corners=False
@@ -119,9 +126,14 @@ def normalised(window: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def refine_disparity(
-    left: Tensor, right: Tensor, left_xy: Tensor, right_xy: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Sub-pixel disparity and its standard deviation from the images themselves.
+    left: Tensor,
+    right: Tensor,
+    left_xy: Tensor,
+    right_xy: Tensor,
+    steps: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
+    coarse: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sub-pixel disparity, its standard deviation and how alike both images are there.
 
     One-dimensional image registration along the row (Lucas and Kanade, 1981, in the inverse
     compositional form of Baker and Matthews, 2004) of the window around each keypoint. Windows are
@@ -131,24 +143,37 @@ def refine_disparity(
     Args:
         left, right: (H, W) float images.
         left_xy, right_xy: (K, 2) matched positions.
+        steps: of raw images, how each moves with the rectified one there, (K, 2, 2) as `rectify`
+            gives them: the windows then are what the rectified images would show.
+        coarse: (K,) the keypoints' own disparity, of raw images; else that of the positions.
 
     Returns:
-        Disparities (K,) and standard deviations (K,), pixels. Where the refinement would move a
-        match by more than `REFINE_LIMIT`, or ends with windows that do not look alike, the
-        keypoints' own difference is kept, with `SIGMA_UNKNOWN`.
+        Disparities (K,) and standard deviations (K,), pixels, and the normalised correlation of
+        the refined windows (K,). Where the refinement would move a match by more than
+        `REFINE_LIMIT`, or ends with windows that do not look alike, the keypoints' own difference
+        is kept, with `SIGMA_UNKNOWN` and correlation -1.
     """
-    wide = windows(left, left_xy, PATCH_RADIUS + 1)
+    wide = windows(left, left_xy, PATCH_RADIUS + 1, steps[0])
     template, spread = normalised(wide[:, :, 1:-1])
     slope = (wide[:, :, 2:] - wide[:, :, :-2]) / (2 * spread)
     energy = slope.square().sum((1, 2)).clamp(min=1e-6)
     shift = torch.zeros_like(left_xy[:, 0])
     for _ in range(REFINE_STEPS):
-        place = torch.stack([right_xy[:, 0] + shift, right_xy[:, 1]], -1)
-        residual = normalised(windows(right, place, PATCH_RADIUS))[0] - template
+        if steps[1] is None:
+            place = torch.stack([right_xy[:, 0] + shift, right_xy[:, 1]], -1)
+        else:
+            place = right_xy + shift[:, None] * steps[1][..., 0]
+        residual = normalised(windows(right, place, PATCH_RADIUS, steps[1]))[0] - template
         shift = shift - (slope * residual).sum((1, 2)) / energy
     # One grey level of sensor noise at least, so that flat windows are not called exact.
-    noise = residual.square().mean((1, 2)) + spread.flatten() ** -2
+    difference = residual.square().mean((1, 2))
+    noise = difference + spread.flatten() ** -2
     good = (shift.abs() <= REFINE_LIMIT) & (noise < 1.0)
-    coarse = left_xy[:, 0] - right_xy[:, 0]
+    if coarse is None:
+        coarse = left_xy[:, 0] - right_xy[:, 0]
     sigma = (noise / energy).sqrt().clamp(0.01, SIGMA_UNKNOWN)
-    return torch.where(good, coarse - shift, coarse), torch.where(good, sigma, SIGMA_UNKNOWN)
+    return (
+        torch.where(good, coarse - shift, coarse),
+        torch.where(good, sigma, SIGMA_UNKNOWN),
+        torch.where(good, 1 - difference / 2, -1.0),
+    )

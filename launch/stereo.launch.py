@@ -1,9 +1,14 @@
-"""Start the stereo front end: `ros2 launch kp_frontend stereo.launch.py left_image:=...`."""
+"""Start the stereo front end: `ros2 launch kp_frontend stereo.launch.py left_image:=...`.
+
+The node is a managed one. With `autostart:=true`, the default, it takes itself to active; with
+false it waits for a lifecycle manager, or for `ros2 lifecycle set`.
+"""
 
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
 from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
+from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
@@ -16,10 +21,14 @@ def generate_launch_description():
         "params_file": (str(config / "stereo.yaml"), "YAML file of parameters"),
         "dds_profile": (str(config / "fastdds_shm.xml"), "Fast DDS profile"),
         "namespace": ("", "namespace of the node"),
+        "autostart": ("true", "configure and activate the node; false: a manager does"),
+        "use_sim_time": ("false", "take time from /clock, as with a bag"),
         "left_image": ("left/image", "topic of the left image"),
         "right_image": ("right/image", "topic of the right image"),
         "left_info": ("left/camera_info", "topic of the left camera_info"),
         "right_info": ("right/camera_info", "topic of the right camera_info"),
+        "rviz": ("false", "show matches and points in RViz"),
+        "frame": ("left_camera_optical_frame", "frame of the left images, for RViz"),
     }
     declared = [
         DeclareLaunchArgument(name, default_value=value, description=text)
@@ -34,7 +43,14 @@ def generate_launch_description():
         executable="stereo_node",
         name="kp_frontend",
         namespace=LaunchConfiguration("namespace"),
-        parameters=[LaunchConfiguration("params_file")],
+        # Not among `parameters`: launch would pass over a file that does not exist.
+        ros_arguments=["--params-file", LaunchConfiguration("params_file")],
+        parameters=[
+            {
+                "autostart": LaunchConfiguration("autostart"),
+                "use_sim_time": LaunchConfiguration("use_sim_time"),
+            },
+        ],
         remappings=[
             ("left/image", LaunchConfiguration("left_image")),
             ("right/image", LaunchConfiguration("right_image")),
@@ -43,4 +59,11 @@ def generate_launch_description():
         ],
         output="screen",
     )
-    return LaunchDescription([*declared, *profiles, node])
+    rviz = Node(
+        package="rviz2",
+        executable="rviz2",
+        namespace=LaunchConfiguration("namespace"),
+        arguments=["-d", str(config / "stereo.rviz"), "-f", LaunchConfiguration("frame")],
+        condition=IfCondition(LaunchConfiguration("rviz")),
+    )
+    return LaunchDescription([*declared, *profiles, node, rviz])

@@ -32,6 +32,8 @@ os.environ["KP_ENGINE_CACHE"] = _CACHE.name
 
 DOMAIN = 60 + os.getpid() % 40  # of this test run, so that parallel runs do not hear each other
 
+OTHER_DOMAIN = DOMAIN - 40  # for a second node beside a module's own
+
 
 @pytest.fixture(scope="session")
 def pair() -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +66,12 @@ def training_labels(training_images: Path, tmp_path_factory: pytest.TempPathFact
 class NodeProcess:
     """The node in a process of its own, with publishers and subscribers for its topics."""
 
-    def __init__(self, domain: int, *parameters: str) -> None:
+    def __init__(
+        self,
+        domain: int,
+        *parameters: str,
+        program: tuple[str, ...] = ("-m", "kp_frontend.ros.node"),
+    ) -> None:
         environment = os.environ | {
             "ROS_DOMAIN_ID": str(domain),
             "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
@@ -72,7 +79,7 @@ class NodeProcess:
         os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
         arguments = [word for p in parameters for word in ("-p", p)]
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "kp_frontend.ros.node", "--ros-args", *arguments],
+            [sys.executable, *program, "--ros-args", *arguments],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
@@ -82,12 +89,9 @@ class NodeProcess:
         self.node = rclpy.create_node("test", context=self.context)
         self.executor = rclpy.executors.SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
-        self.publishers = {
-            f"{side}/{name}": self.node.create_publisher(kind, f"{side}/{name}", 10)
-            for side in ("left", "right")
-            for name, kind in (("image", Image), ("camera_info", CameraInfo))
-        }
+        self.publishers = self.create_publishers(self.node)
         self.features: list[StereoFeatures] = []
+        self.values: dict[str, str] = {}  # of the last diagnostics
         self.counts: dict[str, int] = {}
         self.status = ""
         self.node.create_subscription(
@@ -96,11 +100,25 @@ class NodeProcess:
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._diagnostics, 10)
         self.bridge = CvBridge()
         self._stamp = 0
-        self.wait(lambda: all(p.get_subscription_count() for p in self.publishers.values()), 120)
+        self.wait(self.heard, 120)
+
+    @staticmethod
+    def create_publishers(node: rclpy.node.Node) -> dict[str, rclpy.publisher.Publisher]:
+        """The publishers of a stereo camera, by topic."""
+        return {
+            f"{side}/{name}": node.create_publisher(kind, f"{side}/{name}", 10)
+            for side in ("left", "right")
+            for name, kind in (("image", Image), ("camera_info", CameraInfo))
+        }
+
+    def heard(self) -> bool:
+        """Whether the node has subscribed to everything."""
+        return all(p.get_subscription_count() for p in self.publishers.values())
 
     def _diagnostics(self, message: DiagnosticArray) -> None:
         self.status = message.status[0].message
-        self.counts = {v.key: int(v.value) for v in message.status[0].values if v.value.isdigit()}
+        self.values = {v.key: v.value for v in message.status[0].values}
+        self.counts = {k: int(v) for k, v in self.values.items() if v.isdigit()}
 
     def wait(self, ready: Callable[[], bool], seconds: float = 20.0) -> None:
         """Handle messages until something is so."""
@@ -147,10 +165,10 @@ class NodeProcess:
         self.wait(lambda: bool(found()))
         return found()[0]
 
-    def close(self) -> str:
+    def close(self, how: signal.Signals = signal.SIGINT) -> str:
         """Interrupt the node and return what it wrote to stderr; it must end by itself."""
         if self.child.poll() is None:
-            self.child.send_signal(signal.SIGINT)
+            self.child.send_signal(how)
         try:
             _, words = self.child.communicate(timeout=20)
         finally:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kp_frontend.bench import Row, SuperPointShape, bench_pair, ratios
+from kp_frontend.bench import EAGER, Row, SuperPointShape, bench_pair, ratios
 from kp_frontend.cli import main
 from kp_frontend.roofline import count
 
@@ -66,7 +66,18 @@ def test_ratios_compare_only_what_has_one_size():
     assert row["orb"] == 3.0
     assert row["after_network"] == pytest.approx(0.4)
     assert row["of_roofline"] == pytest.approx(0.5)
+    assert row["eager"] is None
     assert ratios(rows[1:2])[0]["after_network"] is None
+
+
+def test_gpu_engines_are_compared_with_plain_torch_on_the_gpu():
+    rows = [
+        Row("tiny", "cuda", "fp16", "a", "total", 0.5, 0.6, 100.0),
+        Row("tiny", EAGER, "fp32", "a", "total", 5.0, 5.0, 100.0),
+        Row("tiny", "openvino", "bf16", "a", "total", 10.0, 10.0, 100.0),
+    ]
+    found = {row["backend"]: row["eager"] for row in ratios(rows)}
+    assert found == {"cuda": 10.0, EAGER: None, "openvino": None}
 
 
 def test_the_roofline_counts_operations_and_bytes():

@@ -57,6 +57,11 @@ def folder(tmp_path):
         "evaluate middlebury {0}/number --out {0}/out",
         "evaluate middlebury {0}/keys --out {0}/out",
         "evaluate middlebury {0}/dark --methods nothing --out {0}/out",
+        "evaluate middlebury {0}/dark --methods orb --show nothing --out {0}/out",
+        "evaluate middlebury {0}/dark --method nothing:f --out {0}/out",
+        "evaluate middlebury {0}/dark --methods orb --out {0}/junk.npz",
+        "evaluate homography {0}/images --out {0}/out",
+        "evaluate homography {0}/nowhere --out {0}/out",
     ],
 )
 def test_a_mistake_ends_in_one_line(folder, capfd, command):
@@ -73,6 +78,7 @@ def test_a_mistake_ends_in_one_line(folder, capfd, command):
         "demo --no-such-option",
         "train --images x --out y --device abacus",
         "evaluate middlebury x --out y --max-keypoints 0",
+        "evaluate middlebury x --out y --size 1920",
         "bench --rounds 0",
         "bench --sizes 640",
         "bench --sizes 640x480,10x10",
@@ -97,7 +103,16 @@ def test_dark_scenes_are_measured_and_unreadable_ones_named(folder):
 
 
 def test_every_command_has_help_with_an_example():
-    for command in ("demo", "node", "doctor", "bench", "label", "train", "evaluate middlebury"):
+    for command in (
+        "demo",
+        "node",
+        "doctor",
+        "bench",
+        "label",
+        "train",
+        "evaluate middlebury",
+        "evaluate homography",
+    ):
         words = [sys.executable, "-m", "kp_frontend.cli", *command.split(), "--help"]
         ended = subprocess.run(words, capture_output=True, text=True, timeout=60)
         assert ended.returncode == 0

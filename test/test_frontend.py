@@ -47,6 +47,24 @@ def test_results_fit_together(frontend, pair):
     )
 
 
+def test_matches_that_do_not_look_alike_are_left_out(pair):
+    """Half of the right image is replaced by noise of the same brightness: none matches there."""
+    left, right = pair
+    spoilt = right.copy()
+    rng = np.random.default_rng(0)
+    spoilt[120:] = rng.integers(0, 256, spoilt[120:].shape)
+    loose = StereoFrontend(dataclasses.replace(CONFIG, min_correlation=-1.0, min_similarity=-1.0))
+    strict = StereoFrontend(dataclasses.replace(CONFIG, min_similarity=-1.0))
+
+    def rows(result) -> np.ndarray:
+        return result.left.keypoints[result.left_index][:, 1]
+
+    all_rows, kept_rows = rows(loose(left, spoilt)), rows(strict(left, spoilt))
+    assert (all_rows > 130).sum() > 20
+    assert (kept_rows > 130).sum() <= 2
+    assert (kept_rows < 110).sum() > 0.6 * (all_rows < 110).sum()
+
+
 def test_tracks_start_anew_after_a_reset(frontend, pair):
     first = frontend(*pair)
     again = frontend(*pair)

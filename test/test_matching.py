@@ -85,9 +85,10 @@ def test_disparity_is_refined_whatever_the_exposure(truth):
     left_xy = np.column_stack([rng.uniform(30, 170, 50), rng.uniform(20, 100, 50)])
     left_xy = torch.from_numpy(left_xy.astype(np.float32))
     right_xy = left_xy - torch.tensor([10.0, 0.0])
-    disparity, sigma = refine_disparity(
+    disparity, sigma, correlation = refine_disparity(
         torch.from_numpy(left), torch.from_numpy(right), left_xy, right_xy
     )
+    assert correlation.min() > 0.9
     assert np.median(np.abs(disparity.numpy() - 10 - truth)) < 0.06
     assert (sigma > 0).all() and sigma.median() < 0.1
 
@@ -96,14 +97,15 @@ def test_what_cannot_be_refined_keeps_its_place_and_says_so():
     left, right = textured(0), textured(1)  # nothing in common
     left_xy = torch.tensor([[50.0, 50.0], [100.0, 60.0], [80.0, 40.0]])
     right_xy = left_xy - torch.tensor([7.0, 0.0])
-    disparity, sigma = refine_disparity(
+    disparity, sigma, correlation = refine_disparity(
         torch.from_numpy(left), torch.from_numpy(right), left_xy, right_xy
     )
     unknown = sigma == 1.0
+    assert (correlation[unknown] == -1).all() and (correlation < 0.75).all()
     assert unknown.any()
     assert (disparity[unknown] == 7.0).all()
     flat = torch.full((120, 200), 90.0)
-    disparity, sigma = refine_disparity(flat, flat, left_xy, right_xy)
+    disparity, sigma, _ = refine_disparity(flat, flat, left_xy, right_xy)
     assert torch.isfinite(disparity).all() and (sigma == 1.0).all()
 
 

@@ -30,6 +30,7 @@ class BackendOptions:
 
     threads: int = 0  # of a CPU backend; 0: one per core
     precision: str = "auto"  # the fastest that the backend and the machine do well, or one by name
+    device: str = "cpu"  # of the backend torch
     cache: EngineCache = field(default_factory=EngineCache)
 
 
@@ -38,6 +39,8 @@ class Backend(Protocol):
 
     name: str
     precision: str
+    # Where the engine wants the images, (2, H, W) uint8; None: it takes them wherever they are.
+    images: np.ndarray | None
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]: ...
 
@@ -48,13 +51,18 @@ def backend_module(name: str) -> ModuleType:
 
 
 def make_backend(
-    name: str, pipeline: nn.Module, example: tuple[Tensor, ...], options: BackendOptions
+    name: str,
+    pipeline: nn.Module,
+    example: tuple[Tensor, ...],
+    options: BackendOptions,
+    left_out: frozenset[str] = frozenset(),
 ) -> Backend:
     """Build the named backend, or with `auto` the first one that this machine can run.
 
     Args:
         pipeline: the module to run, in eval mode.
         example: inputs that fix every shape and type.
+        left_out: backends that `auto` passes over.
 
     Raises:
         ValueError: no such backend or precision, or the named one cannot run here.
@@ -64,7 +72,8 @@ def make_backend(
     if options.precision not in PRECISIONS:
         raise ValueError(f"unknown precision {options.precision!r}: one of {', '.join(PRECISIONS)}")
     reasons = []
-    for choice in BACKENDS if name == "auto" else (name,):
+    possible = tuple(choice for choice in BACKENDS if choice not in left_out)
+    for choice in possible if name == "auto" else (name,):
         module = backend_module(choice)
         reason = module.unavailable()
         if reason is not None:

@@ -29,6 +29,18 @@ def gpu_driver() -> str:
     return "unknown"
 
 
+def gpu_key() -> dict[str, str]:
+    """What an engine built for this machine's GPU depends on, beside the pipeline."""
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": f"{properties.name}, {properties.major}.{properties.minor}, "
+        f"{properties.multi_processor_count} multiprocessors",
+        "driver": gpu_driver(),
+        "cuda": str(torch.version.cuda),
+        "torch": torch.__version__,
+    }
+
+
 class CudaGraphStep:
     """Copies in, computes and copies out in one graph launch.
 
@@ -42,6 +54,7 @@ class CudaGraphStep:
 
     def __init__(self, step: Callable[..., Sequence[Tensor]], example: tuple[Tensor, ...]) -> None:
         self.inputs = [tensor.clone().pin_memory() for tensor in example]
+        self.host = [tensor.numpy() for tensor in self.inputs]
         self.on_device = [tensor.cuda() for tensor in example]
         self.stream, beside = torch.cuda.Stream(), torch.cuda.Stream()
         with torch.inference_mode(), torch.cuda.stream(self.stream):
@@ -62,8 +75,9 @@ class CudaGraphStep:
                     host.copy_(device, non_blocking=True)
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
-        for host, array in zip(self.inputs, inputs, strict=True):
-            host.numpy()[...] = array
+        for host, array in zip(self.host, inputs, strict=True):
+            if array is not host:  # else the caller has put it there himself
+                host[...] = array
         with torch.cuda.stream(self.stream):
             self.graph.replay()
         self.stream.synchronize()

@@ -22,6 +22,7 @@ class OpenVinoBackend:
     """One compiled model with one inference request, tuned for latency."""
 
     name = "openvino"
+    images = None
 
     def __init__(self, compiled: object, precision: str) -> None:
         self.request = compiled.create_infer_request()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kp_frontend.backends import BackendOptions, choose_precision
 from kp_frontend.backends.agreement import check_inputs, reference, require
-from kp_frontend.backends.cuda_graph import CudaGraphStep, gpu_driver, gpu_unavailable
+from kp_frontend.backends.cuda_graph import CudaGraphStep, gpu_key, gpu_unavailable
 from kp_frontend.backends.engine_cache import file_digest
 
 MOST_KEYPOINTS = 3840  # the largest K of TensorRT's top-K layer
@@ -58,6 +58,7 @@ class TensorRtBackend:
                 self.results[name] = torch.empty(shape, dtype=kind, device="cuda")
                 self.context.set_tensor_address(name, self.results[name].data_ptr())
         self.step = CudaGraphStep(self._run, example)
+        self.images = self.step.host[0]
 
     def _run(self, *inputs: Tensor) -> Sequence[Tensor]:
         for name, tensor in zip(self.inputs, inputs, strict=True):
@@ -124,18 +125,11 @@ def build(
 
 def _key(pipeline: nn.Module, precision: str) -> dict[str, str]:
     """All that an engine depends on."""
-    properties = torch.cuda.get_device_properties(0)
     return {
         "backend": "tensorrt",
         "pipeline": pipeline.fingerprint(),
         "precision": precision,
-        "gpu": f"{properties.name}, {properties.major}.{properties.minor}, "
-        f"{properties.multi_processor_count} multiprocessors",
-        "driver": gpu_driver(),
         "built by": file_digest(__file__),
-        "cuda": str(torch.version.cuda),
-        **{
-            name: importlib.metadata.version(name)
-            for name in ("torch", "torch_tensorrt", "tensorrt")
-        },
+        **gpu_key(),
+        **{name: importlib.metadata.version(name) for name in ("torch_tensorrt", "tensorrt")},
     }

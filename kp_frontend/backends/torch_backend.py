@@ -1,6 +1,8 @@
-"""The reference: plain torch, fp32, on the CPU."""
+"""The reference: plain torch, fp32, on any device."""
 
 from __future__ import annotations
+
+import copy
 
 import numpy as np
 import torch
@@ -13,14 +15,16 @@ class TorchBackend:
     """Runs the pipeline as it is written."""
 
     name, precision = "torch", "fp32"
+    images = None
 
-    def __init__(self, pipeline: nn.Module) -> None:
-        self.pipeline = pipeline.to(memory_format=torch.channels_last)
+    def __init__(self, pipeline: nn.Module, device: str = "cpu") -> None:
+        self.device = device
+        self.pipeline = copy.deepcopy(pipeline).to(device, memory_format=torch.channels_last)
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
         with torch.inference_mode():
-            outputs = self.pipeline(*(torch.from_numpy(array) for array in inputs))
-        return [tensor.numpy() for tensor in outputs]
+            tensors = (torch.from_numpy(array).to(self.device) for array in inputs)
+            return [tensor.cpu().numpy() for tensor in self.pipeline(*tensors)]
 
 
 def unavailable() -> str | None:
@@ -35,4 +39,4 @@ def build(
     choose_precision(options.precision, "fp32", ("fp32",))
     if options.threads:
         torch.set_num_threads(options.threads)
-    return TorchBackend(pipeline)
+    return TorchBackend(pipeline, options.device)

@@ -6,15 +6,16 @@ an ndarray is thousands of times slower.
 
 from __future__ import annotations
 
+import math
 from array import array
 
 import numpy as np
 from kp_msgs.msg import Features as FeaturesMsg
 from kp_msgs.msg import StereoFeatures as StereoFeaturesMsg
-from sensor_msgs.msg import CameraInfo
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
-from kp_frontend.calibration import StereoCalibration
+from kp_frontend.calibration import Camera, StereoCalibration
 from kp_frontend.frontend import Features, StereoFeatures
 
 DESCRIPTOR_TYPES = {
@@ -27,6 +28,26 @@ _DTYPES = {FeaturesMsg.FLOAT32: "<f4", FeaturesMsg.FLOAT16: "<f2", FeaturesMsg.I
 
 def _array(code: str, dtype: str, values: np.ndarray) -> array:
     return array(code, np.ascontiguousarray(values, dtype).tobytes())
+
+
+def stamp_ns(message: Image | CameraInfo) -> int:
+    """Stamp of a message in nanoseconds."""
+    return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+
+
+def camera_from_info(info: CameraInfo) -> Camera:
+    """The camera that a camera_info describes.
+
+    Raises:
+        ValueError: not calibrated, or in a way that is not known.
+    """
+    roi = info.roi
+    whole = (roi.x_offset, roi.y_offset) == (0, 0)
+    whole = whole and (roi.width, roi.height) in ((0, 0), (info.width, info.height))
+    if max(info.binning_x, info.binning_y) > 1 or not whole:
+        raise ValueError("raw images with binning or a region of interest are not supported")
+    arrays = (tuple(map(float, values)) for values in (info.k, info.d, info.r, info.p))
+    return Camera(info.width, info.height, info.distortion_model, *arrays)
 
 
 def calibration_from_info(left: CameraInfo, right: CameraInfo) -> StereoCalibration:
@@ -50,6 +71,57 @@ def decode_descriptors(message: FeaturesMsg) -> np.ndarray:
     values = np.frombuffer(message.descriptors, _DTYPES[message.descriptor_type])
     values = values.reshape(-1, message.descriptor_dim).astype(np.float32)
     return values / 127 if message.descriptor_type == FeaturesMsg.INT8 else values
+
+
+def features_of(message: FeaturesMsg) -> Features:
+    """The reverse of `features_message`; exact where descriptors are float32.
+
+    Raises:
+        ValueError: its arrays do not fit each other.
+    """
+    x, y, scores = (np.asarray(v, np.float32) for v in (message.x, message.y, message.score))
+    tracks = np.asarray(message.track_id, np.uint32)
+    if message.descriptor_type not in _DTYPES:
+        raise ValueError(f"descriptor_type {message.descriptor_type} is not known")
+    width = message.descriptor_dim * np.dtype(_DTYPES[message.descriptor_type]).itemsize
+    if not (len(x) == len(y) == len(scores) == len(tracks)) or (
+        len(message.descriptors) != len(x) * width
+    ):
+        raise ValueError("the arrays of a features message have lengths that do not fit")
+    return Features(np.column_stack([x, y]), scores, decode_descriptors(message), tracks)
+
+
+def stereo_features(message: StereoFeaturesMsg) -> StereoFeatures:
+    """The reverse of `stereo_message`, of a message of rclpy or of rosbags.
+
+    The message does not carry the calibration's `offset`, 0 in the result, nor `row_offset`, NaN.
+
+    Raises:
+        ValueError: its arrays do not fit each other.
+    """
+    left, right = features_of(message.left), features_of(message.right)
+    rows = [np.asarray(index, np.uint32) for index in (message.left_index, message.right_index)]
+    values = [
+        np.asarray(v, np.float32)
+        for v in (message.disparity, message.disparity_sigma, message.similarity, message.points)
+    ]
+    count = len(rows[0])
+    fits = [len(v) for v in (*rows, *values)] == [count] * 5 + [3 * count]
+    if not fits or any((r >= len(f)).any() for r, f in zip(rows, (left, right), strict=True)):
+        raise ValueError("the matches of a features message do not fit its keypoints")
+    camera = (message.fx, message.fy, message.cx, message.cy, message.baseline)
+    return StereoFeatures(
+        message.left.width,
+        message.left.height,
+        left,
+        right,
+        *rows,
+        *values[:3],
+        values[3].reshape(-1, 3),
+        math.nan,
+        None if np.isnan(camera).any() else StereoCalibration(*camera),
+        dict(zip(message.stage, map(float, message.stage_ms), strict=True)),
+    )
 
 
 def features_message(
@@ -91,4 +163,19 @@ def stereo_message(
         setattr(message, name, value)
     message.stage = list(result.stage_ms)
     message.stage_ms = array("f", result.stage_ms.values())
+    return message
+
+
+def points_message(result: StereoFeatures, header: Header) -> PointCloud2:
+    """The 3-D points of a pair, finite ones only, with the similarity of their match."""
+    known = np.isfinite(result.points).all(1)
+    rows = np.column_stack([result.points, result.similarity])[known].astype("<f4")
+    message = PointCloud2(header=header, height=1, width=len(rows), is_dense=True)
+    message.fields = [
+        PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1)
+        for i, name in enumerate(("x", "y", "z", "similarity"))
+    ]
+    message.point_step = 16
+    message.row_step = 16 * len(rows)
+    message.data = array("B", rows.tobytes())
     return message

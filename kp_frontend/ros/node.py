@@ -1,39 +1,45 @@
 """The ROS 2 node: pairs the images of a stereo camera and publishes their features.
 
-The executor's thread pairs messages and leaves the newest pair in a slot; one worker thread takes
-it from there, computes and publishes. A pair that is still in the slot when a newer one comes is
-replaced and counted, so latency stays bounded when images come faster than they can be processed.
+A managed node. `configure` loads and warms up the engine, `activate` starts the stream. The
+executor's thread pairs and decodes messages and leaves the newest pair in a slot; one worker thread
+takes it from there, computes and publishes. A pair that is still in the slot when a newer one comes
+is replaced and counted, so latency stays bounded when images come faster than they can be
+processed, and decoding of the next pair overlaps with computing of the present one.
 """
 
 from __future__ import annotations
 
+import gc
+import signal
 import sys
-import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import partial
+from dataclasses import dataclass
 
+import numpy as np
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticArray
 from kp_msgs.msg import StereoFeatures as StereoFeaturesMsg
-from rcl_interfaces.msg import ParameterDescriptor
 from rclpy._rclpy_pybind11 import RCLError, RCLInvalidROSArgsError, UnknownROSArgsError
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CameraInfo, Image
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from sensor_msgs.msg import Image
 
 from kp_frontend.calibration import StereoCalibration
-from kp_frontend.frontend import FrontendConfig, StereoFrontend
+from kp_frontend.frontend import BadInput, StereoFrontend
 from kp_frontend.ros import standins
-from kp_frontend.ros.messages import DESCRIPTOR_TYPES, calibration_from_info, stereo_message
+from kp_frontend.ros.accounts import Accounts
+from kp_frontend.ros.camera_infos import CameraInfos
+from kp_frontend.ros.diagnostics import Diagnosis, Figures, Health
+from kp_frontend.ros.engine import EngineFailed, SupervisedEngine
+from kp_frontend.ros.extras import Extras
+from kp_frontend.ros.messages import stereo_message
+from kp_frontend.ros.newest_wins import NewestWins
+from kp_frontend.ros.parameters import Parameters
+from kp_frontend.ros.stereo_input import SIDES, StereoInput
 
 standins.put_on_path()
-import message_filters  # noqa: E402  the real one, or ours where it is missing
-from cv_bridge import CvBridge, CvBridgeError  # noqa: E402
+from cv_bridge import CvBridge  # noqa: E402  the real one, or ours where it is missing
 
 CANNOT_START = (
     ValueError,
@@ -42,245 +48,151 @@ CANNOT_START = (
     RCLInvalidROSArgsError,
     UnknownROSArgsError,
 )
-INFO_PATIENCE = 0.02  # seconds that a pair waits for a camera_info of its own stamp
-INFOS_KEPT = 30  # camera_infos remembered per camera
 
 
 @dataclass(frozen=True)
-class NodeConfig:
-    """Parameters of the node beside those of `FrontendConfig`."""
+class Pair:
+    """Two messages that belong together, and their images as arrays."""
 
-    image_width: int = 640  # size that the engine is made ready for at start; any size works
-    image_height: int = 480
-    approximate_sync: bool = False  # pair images by nearest stamp instead of by equal stamp
-    sync_slop: float = 0.01  # seconds; stamps of an approximate pair differ by less than this
-    queue_size: int = 10  # images of each camera that wait for their partner
-    reliable: bool = False  # ask for reliable delivery of images instead of best effort
-    descriptor_type: str = "float32"  # float32, float16 or int8, in the message
-
-    def __post_init__(self) -> None:
-        if self.queue_size < 1:
-            raise ValueError(f"queue_size is {self.queue_size}, must be at least 1")
-        if not self.sync_slop > 0:
-            raise ValueError(f"sync_slop is {self.sync_slop}, must be above 0")
-        if self.descriptor_type not in DESCRIPTOR_TYPES:
-            raise ValueError(f"descriptor_type must be one of {', '.join(DESCRIPTOR_TYPES)}")
+    messages: tuple[Image, Image]
+    greys: tuple[np.ndarray, np.ndarray]
+    came: float  # monotonic seconds
+    decoded: float
+    era: int  # changes when time jumps
 
 
-def stamp_ns(message: Image | CameraInfo) -> int:
-    """Stamp of a message in nanoseconds."""
-    return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
-
-
-class CameraInfos:
-    """Camera infos of both cameras by stamp; written by the executor, read by the worker."""
-
-    def __init__(self) -> None:
-        self._recent = tuple(deque[CameraInfo](maxlen=INFOS_KEPT) for _ in range(2))
-        self._news = threading.Condition()
-
-    def add(self, side: int, info: CameraInfo) -> None:
-        """Remember an info of the left (0) or right (1) camera."""
-        with self._news:
-            self._recent[side].append(info)
-            self._news.notify_all()
-
-    def of_pair(self, left: Image, right: Image) -> tuple[CameraInfo, CameraInfo] | None:
-        """Infos with the stamps of a pair, waited for a little; else the newest; None if none."""
-
-        def exact() -> list[CameraInfo] | None:
-            found = [
-                next((i for i in reversed(infos) if stamp_ns(i) == stamp_ns(image)), None)
-                for infos, image in zip(self._recent, (left, right), strict=True)
-            ]
-            return None if None in found else found
-
-        with self._news:
-            if not all(self._recent):
-                return None
-            found = self._news.wait_for(exact, INFO_PATIENCE)
-            return tuple(found or (infos[-1] for infos in self._recent))
-
-
-class Accounts:
-    """Where every image received ended. Written by two threads.
-
-    Args:
-        waiting: how many images wait in the synchroniser for their partner; what it gave up is
-            the rest, whatever its rules are.
-    """
-
-    def __init__(self, waiting: Callable[[], int]) -> None:
-        self._lock = threading.Lock()
-        self._waiting = waiting
-        self.received = 0
-        self.refused = 0  # before synchronisation
-        self.paired = 0
-        self.processed = 0
-        self.dropped: Counter[str] = Counter()  # after synchronisation
-
-    def arrived(self, good: bool) -> None:
-        """An image came in, and goes on to the synchroniser if it is good."""
-        with self._lock:
-            self.received += 1
-            self.refused += not good
-
-    def found_partner(self) -> None:
-        """Two images found each other."""
-        with self._lock:
-            self.paired += 2
-
-    def ended(self, reason: str | None = None) -> None:
-        """A pair was processed, or dropped for a reason."""
-        with self._lock:
-            if reason is None:
-                self.processed += 2
-            else:
-                self.dropped[reason] += 2
-
-    def snapshot(self) -> dict[str, int]:
-        """Counters at one moment, taken in the thread that receives images.
-
-        `waiting` are images that wait for a partner or for the worker.
-        """
-        with self._lock:
-            waiting = self._waiting()
-            reasons = Counter(self.dropped)
-            reasons["bad"] += self.refused
-            reasons["unpaired"] += self.received - self.refused - self.paired - waiting
-            dropped = sum(reasons.values())
-            return {
-                "received": self.received,
-                "processed": self.processed,
-                "dropped": dropped,
-                **{f"dropped_{reason}": n for reason, n in sorted(reasons.items()) if n},
-                "waiting": self.received - self.processed - dropped,
-            }
-
-
-class StereoNode(Node):
+class StereoNode(LifecycleNode):
     """Subscribes to a stereo camera, publishes `~/features` and `/diagnostics`.
 
     Raises:
-        ValueError: a parameter, the weights or the backend cannot be used.
+        ValueError, rclpy.exceptions.ParameterException: a parameter that cannot be used.
     """
 
     def __init__(self) -> None:
         super().__init__("kp_frontend")
-        self.settings = self._declare(NodeConfig)
-        self.frontend = StereoFrontend(self._declare(FrontendConfig))
-        begin = time.perf_counter()
-        self.frontend.warm_up(self.settings.image_height, self.settings.image_width)
-        self.get_logger().info(
-            f"{self.frontend.config.model} on {self.frontend.backend} is ready after "
-            f"{time.perf_counter() - begin:.1f} s"
-        )
+        self.parameters = Parameters(self, self._parameters_changed)
+        self.problem = ""  # why it could not be configured
         self.bridge = CvBridge()
-        self.infos = CameraInfos()
-        self.accounts = Accounts(lambda: sum(len(queue) for queue in self._sync.queues))
+        self.infos = CameraInfos(self.parameters.node.input == "raw")
+        self.accounts = Accounts(lambda: self.input.waiting() if self.input else 0)
+        self.figures = Figures()
+        self.diagnosis = Diagnosis(self.get_name())
         self.sequence = 0
-        self._slot: tuple[Image, Image] | None = None
-        self._work = threading.Condition()
-        self._stopping = False
+        self.engine: SupervisedEngine | None = None
+        self.input: StereoInput | None = None
+        self.worker: NewestWins[Pair] | None = None
+        self.extras: Extras | None = None
+        self._was_active = False
         self._last_pair = time.monotonic()
-
-        self.features_publisher = self.create_publisher(StereoFeaturesMsg, "~/features", 5)
+        self._era = self._worker_era = 0
+        self._calibration_problem = self._last_bad = ""
         self.diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 5)
         self.create_timer(1.0, self._publish_diagnostics)
-        self._subscribe()
-        self._worker = threading.Thread(target=self._run, name="worker")
-        self._worker.start()
 
-    def _declare(self, kind: type) -> NodeConfig | FrontendConfig:
-        """Declare a parameter for each field of a config and make the config of their values."""
-        values = {}
-        for f in fields(kind):
-            descriptor = ParameterDescriptor(read_only=True)
-            values[f.name] = self.declare_parameter(f.name, f.default, descriptor).value
-        return kind(**values)
+    # Life cycle, in the executor's thread
 
-    def _subscribe(self) -> None:
-        c = self.settings
-        reliability = ReliabilityPolicy.RELIABLE if c.reliable else ReliabilityPolicy.BEST_EFFORT
-        qos = QoSProfile(depth=c.queue_size, reliability=reliability)
-        images = []
-        self._info_subscribers, self._image_subscribers = [], []
-        for side, name in enumerate(("left", "right")):
-            # Infos first: one that comes with its image is then there before it.
-            infos = message_filters.Subscriber(
-                self, CameraInfo, f"{name}/camera_info", qos_profile=qos
-            )
-            infos.registerCallback(partial(self.infos.add, side))
-            self._info_subscribers.append(infos)
-            image = message_filters.Subscriber(self, Image, f"{name}/image", qos_profile=qos)
-            gate = message_filters.SimpleFilter()
-            image.registerCallback(partial(self._on_image, gate))
-            self._image_subscribers.append(image)
-            images.append(gate)
-        if c.approximate_sync:
-            self._sync = message_filters.ApproximateTimeSynchronizer(
-                images, c.queue_size, c.sync_slop
-            )
-        else:
-            self._sync = message_filters.TimeSynchronizer(images, c.queue_size)
-        self._sync.registerCallback(self._on_pair)
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the weights, build the engine and run it once."""
+        config, begin = self.parameters.node, time.perf_counter()
+        try:
+            frontend = StereoFrontend(self.parameters.frontend)
+            frontend.warm_up(config.image_height, config.image_width, self.infos.raw)
+        except ValueError as error:
+            self.problem = str(error)
+            if not config.autostart:
+                self.get_logger().error(f"cannot be configured: {error}")
+            return TransitionCallbackReturn.FAILURE
+        # Collections during the stream, and the last one at the end, need not walk through all of
+        # torch again: they would take tenths of a second.
+        gc.collect()
+        gc.freeze()
+        self.engine = SupervisedEngine(frontend, self.get_logger().error)
+        self.features_publisher = self.create_publisher(StereoFeaturesMsg, "~/features", 5)
+        self.get_logger().info(
+            f"{frontend.config.model} on {frontend.backend} is ready after "
+            f"{time.perf_counter() - begin:.1f} s"
+        )
+        return TransitionCallbackReturn.SUCCESS
 
-    def _on_image(self, gate: message_filters.SimpleFilter, image: Image) -> None:
-        # A time before the epoch would be an error in the synchroniser.
-        good = image.header.stamp.sec >= 0
-        self.accounts.arrived(good)
-        if good:
-            gate.signalMessage(image)
-        else:
-            self._warn(f"image dropped: its stamp is negative, {image.header.stamp.sec} s")
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Start the stream."""
+        self._was_active = True
+        self.engine.frontend.reset()
+        self.figures.clear()
+        self.extras = Extras(self, lambda: self.parameters.node, self._warn)
+        self.worker = NewestWins("worker", self._work, lambda _: self.accounts.dropped("replaced"))
+        self._last_pair = time.monotonic()
+        self.input = StereoInput(
+            self,
+            self.parameters.node,
+            self.accounts,
+            self.infos,
+            self._on_pair,
+            self._on_jump,
+            self._on_bad,
+        )
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop the stream; the engine stays."""
+        self._stop_stream()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Let the engine go."""
+        self._drop_engine()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop whatever runs."""
+        self._stop_stream()
+        self._drop_engine()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Back to unconfigured after an error in a transition."""
+        return self.on_shutdown(state)
+
+    def _stop_stream(self) -> None:
+        if self.input is not None:
+            self.input.close()
+        if self.worker is not None:
+            if self.worker.stop() is not None:
+                self.accounts.dropped("stopped")
+            self.worker = None
+        self.input = None
+        if self.extras is not None:
+            self.extras.close()
+            self.extras = None
+
+    def _drop_engine(self) -> None:
+        if self.engine is not None:
+            self.destroy_publisher(self.features_publisher)
+            self.engine = None
+
+    def stop(self) -> None:
+        """End the stream and, if there was one, say where all images ended."""
+        self._stop_stream()
+        if not self._was_active:
+            return
+        counts = self.accounts.snapshot()
+        print("images: " + ", ".join(f"{k} {v}" for k, v in counts.items()), file=sys.stderr)
+
+    # Input, in the executor's thread
 
     def _on_pair(self, left: Image, right: Image) -> None:
-        # What is older than a pair is not waited for: pairs are published in order.
-        for queue, image in zip(self._sync.queues, (left, right), strict=True):
-            for stamp in [stamp for stamp in queue if stamp < stamp_ns(image)]:
-                del queue[stamp]
-        self.accounts.found_partner()
         self._last_pair = time.monotonic()
-        with self._work:
-            if self._slot is not None:
-                self.accounts.ended("replaced")
-            self._slot = (left, right)
-            self._work.notify()
+        try:
+            greys = tuple(self._grey(*pair) for pair in zip(SIDES, (left, right), strict=True))
+        except Exception as error:  # cv_bridge has many; whatever a message is, the node goes on
+            self.accounts.dropped("bad")
+            self._on_bad(f"pair dropped: {error}")
+            return
+        came, decoded = self._last_pair, time.monotonic()
+        self.worker.put(Pair((left, right), greys, came, decoded, self._era))
 
-    def _run(self) -> None:
-        while True:
-            with self._work:
-                self._work.wait_for(lambda: self._slot is not None or self._stopping)
-                if self._stopping:
-                    return
-                left, right = self._slot
-                self._slot = None
-            try:
-                self._process(left, right)
-            except (CvBridgeError, ValueError, TypeError, KeyError) as error:
-                self.accounts.ended("bad")
-                self._warn(f"pair dropped: {error}")
-            except Exception as error:  # whatever one pair did, the next one shall have its chance
-                if self._stopping or not rclpy.ok():
-                    return
-                self.accounts.ended("failed")
-                self._warn(f"pair dropped, {type(error).__name__}: {error}")
-
-    def _process(self, left: Image, right: Image) -> None:
-        begin = time.perf_counter()
-        greys = [self._grey(name, image) for name, image in (("left", left), ("right", right))]
-        calibration = self._calibration(left, right)
-        decoded = time.perf_counter()
-        result = self.frontend(*greys, calibration)
-        result.stage_ms["decode"] = 1e3 * (decoded - begin)
-        message = stereo_message(
-            result, left.header, right.header, self.sequence, self.settings.descriptor_type
-        )
-        self.features_publisher.publish(message)
-        self.sequence += 1
-        self.accounts.ended()
-
-    def _grey(self, name: str, image: Image):
+    def _grey(self, name: str, image: Image) -> np.ndarray:
+        """The image of a message, (H, W) uint8; a view of the message's data if it is mono8."""
         if image.width * image.height == 0:
             raise ValueError(f"the {name} image is empty")
         if len(image.data) < image.step * image.height:
@@ -288,87 +200,131 @@ class StereoNode(Node):
                 f"the {name} image has {len(image.data)} bytes, its step and height ask for "
                 f"{image.step * image.height}"
             )
-        return self.bridge.imgmsg_to_cv2(image, "mono8")
+        grey = self.bridge.imgmsg_to_cv2(image, "mono8")
+        if grey.shape != (image.height, image.width):
+            raise ValueError(f"the {name} image's step does not fit its width")
+        return grey
 
-    def _calibration(self, left: Image, right: Image) -> StereoCalibration | None:
-        infos = self.infos.of_pair(left, right)
-        if infos is None:
-            return None
-        try:
-            for info, image in zip(infos, (left, right), strict=True):
-                if (info.width, info.height) not in ((0, 0), (image.width, image.height)):
-                    raise ValueError(
-                        f"it is for {info.width}x{info.height}, the image has "
-                        f"{image.width}x{image.height}"
-                    )
-            return calibration_from_info(*infos)
-        except ValueError as error:
-            self._warn(f"no depth, camera_info cannot be used: {error}")
-            return None
+    def _on_jump(self, words: str) -> None:
+        self._era += 1
+        self.get_logger().warning(words)
+
+    def _on_bad(self, words: str) -> None:
+        self._last_bad = words
+        self._warn(words)
 
     def _warn(self, text: str) -> None:
         self.get_logger().warning(text, throttle_duration_sec=1.0)
 
+    def _parameters_changed(self) -> None:
+        if self.engine is not None and self.worker is None:
+            self.engine.frontend.configure(self.parameters.frontend)
+
+    # Work, in the worker's thread
+
+    def _work(self, pair: Pair) -> None:
+        try:
+            self._process(pair)
+        except BadInput as error:
+            self.accounts.dropped("bad")
+            self._on_bad(f"pair dropped: {error}")
+        except EngineFailed as error:
+            self.accounts.dropped("failed")
+            self._warn(f"pair dropped, {error}")
+        except RCLError as error:  # the context ended while this pair was computed
+            self.accounts.dropped("stopped")
+            self.get_logger().debug(f"not published: {error}")
+
+    def _process(self, pair: Pair) -> None:
+        frontend = self.engine.frontend
+        config, settings = self.parameters.node, self.parameters.frontend
+        if settings is not frontend.config:
+            frontend.configure(settings)
+        if pair.era != self._worker_era:
+            frontend.reset()
+            self._worker_era = pair.era
+        begin = time.monotonic()
+        calibration = self._calibration(pair)
+        if calibration is None and self.infos.raw:
+            self.accounts.dropped("uncalibrated")
+            return
+        calibrated = time.monotonic()
+        result = self.engine(*pair.greys, calibration)
+        computed = time.monotonic()
+        result.stage_ms["decode"] = 1e3 * (pair.decoded - pair.came)
+        result.stage_ms["wait"] = 1e3 * (begin - pair.decoded)
+        result.stage_ms["calibrate"] = 1e3 * (calibrated - begin)
+        headers = [message.header for message in pair.messages]
+        message = stereo_message(result, *headers, self.sequence, config.descriptor_type)
+        self.features_publisher.publish(message)
+        published = time.monotonic()
+        self.sequence += 1
+        self.accounts.processed()
+        result.stage_ms["publish"] = 1e3 * (published - computed)
+        self.figures.add(result, 1e3 * (published - pair.came))
+        self.extras.offer(result, pair.greys[0], headers[0])
+
+    def _calibration(self, pair: Pair) -> StereoCalibration | None:
+        self._calibration_problem = ""
+        try:
+            return self.infos.of_pair(*pair.messages)
+        except ValueError as error:
+            self._calibration_problem = str(error)
+            self._warn(f"camera_info cannot be used: {error}")
+            return None
+
+    # Diagnostics, in the executor's thread
+
     def _publish_diagnostics(self) -> None:
-        counts = self.accounts.snapshot()
-        status = DiagnosticStatus(name=f"{self.get_name()}: stereo features", hardware_id="none")
-        silent = time.monotonic() - self._last_pair
-        if silent > 3.0:
-            status.level = DiagnosticStatus.WARN
-            status.message = f"no stereo pair for {silent:.0f} s: {self._why_no_pairs(counts)}"
-        else:
-            status.level, status.message = DiagnosticStatus.OK, "stereo features flow"
-        values = {**counts, "backend": self.frontend.backend, "model": self.frontend.config.model}
-        status.values = [KeyValue(key=k, value=str(v)) for k, v in values.items()]
+        now = time.monotonic()
+        health = Health(active=self.input is not None)
+        if self.engine is not None:
+            health.backend = self.engine.frontend.backend
+            health.asked_backend = self.engine.frontend.config.backend
+            health.failures_in_a_row = self.engine.failures_in_a_row
+            health.last_failure = self.engine.last_failure
+        if self.input is not None:
+            health.silent = now - self._last_pair
+            health.why_silent = self.input.why_no_pairs()
+            health.missing_infos = self.input.missing_infos()
+            health.calibration_problem = self._calibration_problem
+            health.raw, health.last_bad = self.infos.raw, self._last_bad
+        status = self.diagnosis.status(now, self.accounts.snapshot(), self.figures.values(), health)
         message = DiagnosticArray(status=[status])
         message.header.stamp = self.get_clock().now().to_msg()
         self.diagnostics_publisher.publish(message)
 
-    def _why_no_pairs(self, counts: dict[str, int]) -> str:
-        publishers = {n: self.count_publishers(f"{n}/image") for n in ("left", "right")}
-        missing = [self.resolve_topic_name(f"{n}/image") for n, k in publishers.items() if not k]
-        if missing:
-            return f"nobody publishes {' and '.join(missing)}"
-        if counts["received"] == 0:
-            return "images are published but none arrives; are the QoS settings compatible?"
-        return f"{counts.get('dropped_unpaired', 0)} images without a partner of the same stamp"
-
-    def stop(self) -> None:
-        """End the worker and say where all images ended."""
-        with self._work:
-            self._stopping = True
-            if self._slot is not None:
-                self.accounts.ended("shutdown")
-                self._slot = None
-            self._work.notify()
-        self._worker.join()
-        for queue in self._sync.queues:
-            queue.clear()  # what waited for a partner found none
-        counts = self.accounts.snapshot()
-        print("images: " + ", ".join(f"{k} {v}" for k, v in counts.items()), file=sys.stderr)
-
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is interrupted; exit status 1 if it cannot start."""
+    # A terminated node ends as an interrupted one, also while it still builds its engine.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    node = None
     try:
         rclpy.init(args=args)
         node = StereoNode()
+        if node.parameters.node.autostart:
+            _autostart(node)
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        executor.spin()
+        return 0
     except CANNOT_START as error:
         print(f"kp_frontend cannot start: {' '.join(str(error).split())}", file=sys.stderr)
-        rclpy.try_shutdown()
         return 1
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
-        node.get_logger().debug("interrupted")
+        return 0
     finally:
-        node.stop()
-        executor.shutdown()
-        node.destroy_node()
+        if node is not None:
+            node.stop()
+            node.destroy_node()
         rclpy.try_shutdown()
-    return 0
+
+
+def _autostart(node: StereoNode) -> None:
+    for step in (node.trigger_configure, node.trigger_activate):
+        if step() != TransitionCallbackReturn.SUCCESS:
+            raise ValueError(node.problem or "an error in a transition")
 
 
 if __name__ == "__main__":

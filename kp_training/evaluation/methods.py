@@ -1,65 +1,156 @@
-"""Methods to evaluate: networks as the front end runs them, and OpenCV's classics."""
+"""Methods by name: networks as the front end runs them, OpenCV's classics, and anyone's own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-from kp_frontend.frontend import FrontendConfig, StereoPipeline
+from kp_frontend.detection import heatmap
+from kp_frontend.frontend import FrontendConfig, StereoFrontend, StereoPipeline
 from kp_frontend.network import load_network
+from kp_training.evaluation.external import external_method
+from kp_training.evaluation.method import NOTHING, Found, Method, Published
 
-# A method: grey uint8 image (H, W) -> keypoints (N, 2) float, descriptors (N, D) float32 for which
-# a smaller Euclidean distance means a better match.
-Method = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-NOTHING = (np.zeros((0, 2), np.float32), np.zeros((0, 1), np.float32))  # no keypoints
+RATIO = 0.7  # of SIFT's FLANN matches, as the study has it
 
 
-def network_method(model: str, most: int) -> Method:
-    """A network's keypoints as the front end detects them, by released name or weights file."""
-    network = load_network(model).to(memory_format=torch.channels_last)
+class NetworkMethod(Method):
+    """A network by released name or weights file, in the reference (torch) backend."""
+
+    def __init__(self, model: str, most: int) -> None:
+        super().__init__(model, self._detect)
+        self._model, self._most = model, most
+        self._network = load_network(model).to(memory_format=torch.channels_last)
+        self._frontend = cache(self._make_frontend)
+
+    def _config(self, height: int, width: int) -> FrontendConfig:
+        return FrontendConfig(
+            model=self._model,
+            backend="torch",
+            max_keypoints=min(self._most, height * width // 16),
+            max_motion=0.0,  # no tracks: scenes have nothing to do with each other
+        )
+
+    def _make_frontend(self, config: FrontendConfig) -> StereoFrontend:
+        return StereoFrontend(config)
 
     @torch.inference_mode()
-    def method(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        config = FrontendConfig(max_keypoints=min(most, image.size // 16))
-        found = StereoPipeline(network, config, *image.shape).features(
+    def _detect(self, image: np.ndarray) -> Found:
+        config = self._config(*image.shape)
+        found = StereoPipeline(self._network, config, *image.shape).features(
             torch.from_numpy(image)[None, None].float()
         )
         xy, scores, descriptors = (tensor[0].numpy() for tensor in found)
-        return xy[scores > config.score_threshold], descriptors[scores > config.score_threshold]
+        good = scores > config.score_threshold
+        return Found(xy[good], descriptors[good])
 
-    return method
+    def publish(
+        self, images: tuple[np.ndarray, np.ndarray], left: Found, right: Found
+    ) -> Published:
+        """What `StereoFrontend` publishes of the pair; `left` and `right` are not used."""
+        features = self._frontend(self._config(*images[0].shape))(*images)
+        return Published(features.left.keypoints[features.left_index], features.disparity)
+
+    @torch.inference_mode()
+    def dense(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The keypoint heatmap (H, W), and the unit descriptors of its pixels' cells (D, h, w)."""
+        height, width = image.shape
+        pipeline = StereoPipeline(self._network, self._config(height, width), height, width)
+        grey = F.pad(torch.from_numpy(image)[None, None].float(), pipeline.pad, mode="replicate")
+        logits, descriptors = self._network(grey)
+        return (
+            heatmap(logits)[0, :height, :width].numpy(),
+            F.normalize(descriptors[0].float(), dim=0).numpy(),
+        )
+
+
+def _classic(detector: cv2.Feature2D) -> Callable[[np.ndarray], Found]:
+    """An OpenCV detector's keypoints, sorted by response."""
+
+    def detect(image: np.ndarray) -> Found:
+        keypoints, descriptors = detector.detectAndCompute(image, None)
+        if descriptors is None:
+            return NOTHING
+        order = np.argsort([-k.response for k in keypoints], kind="stable")
+        return Found(cv2.KeyPoint.convert(keypoints)[order], descriptors[order])
+
+    return detect
 
 
 def sift_method(most: int) -> Method:
-    """OpenCV's SIFT with its default thresholds."""
-    sift = cv2.SIFT_create(nfeatures=most)
+    """OpenCV's SIFT with its default thresholds, mutual nearest neighbours."""
+    return Method("sift", _classic(cv2.SIFT_create(nfeatures=most)))
 
-    def method(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        keypoints, descriptors = sift.detectAndCompute(image, None)
-        if descriptors is None:
-            return NOTHING
-        return cv2.KeyPoint.convert(keypoints), descriptors
 
-    return method
+def sift_flann_method(most: int) -> Method:
+    """SIFT matched by FLANN with the ratio test (Lowe, 2004), left to right, as in the study."""
+    matcher = cv2.FlannBasedMatcher({"algorithm": 1, "trees": 5}, {"checks": 50})
+
+    def match(left: Found, right: Found) -> np.ndarray:
+        if len(right.xy) < 2 or not len(left.xy):
+            return np.zeros((0, 2), int)
+        pairs = matcher.knnMatch(left.descriptors, right.descriptors, k=2)
+        good = [(m.queryIdx, m.trainIdx) for m, n in pairs if m.distance < RATIO * n.distance]
+        return np.array(good, int).reshape(-1, 2)
+
+    return Method("sift_flann", _classic(cv2.SIFT_create(nfeatures=most)), match)
+
+
+def rootsift_method(most: int) -> Method:
+    """SIFT with the square root of L1-normalised descriptors (Arandjelovic, Zisserman, 2012)."""
+    sift = _classic(cv2.SIFT_create(nfeatures=most))
+
+    def detect(image: np.ndarray) -> Found:
+        xy, descriptors = sift(image)
+        total = np.maximum(descriptors.sum(1, keepdims=True), 1e-6)
+        return Found(xy, np.sqrt(descriptors / total))
+
+    return Method("rootsift", detect)
 
 
 def orb_method(most: int) -> Method:
-    """OpenCV's ORB; its bits become 0 and 1, of which the squared distance is Hamming's."""
-    orb = cv2.ORB_create(nfeatures=most)
+    """OpenCV's ORB; bits become -1 and 1, of which the squared distance is 4 times Hamming's."""
+    orb = _classic(cv2.ORB_create(nfeatures=most))
 
-    def method(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        keypoints, descriptors = orb.detectAndCompute(image, None)
-        if descriptors is None:
+    def detect(image: np.ndarray) -> Found:
+        found = orb(image)
+        if found is NOTHING:
             return NOTHING
-        return cv2.KeyPoint.convert(keypoints), np.unpackbits(descriptors, axis=1).astype(
-            np.float32
-        )
+        bits = np.unpackbits(found.descriptors, axis=1)
+        return Found(found.xy, bits.astype(np.float32) * 2 - 1)
 
-    return method
+    return Method("orb", detect)
 
 
-CLASSICS: dict[str, Callable[[int], Method]] = {"sift": sift_method, "orb": orb_method}
+CLASSICS: dict[str, Callable[[int], Method]] = {
+    "sift": sift_method,
+    "sift_flann": sift_flann_method,
+    "rootsift": rootsift_method,
+    "orb": orb_method,
+}
+
+
+def make_method(name: str, most: int) -> Method:
+    """A method by name.
+
+    Args:
+        name: one of `CLASSICS`, `module:function`, a released network or a weights file.
+        most: keypoints per image.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name in CLASSICS:
+        return CLASSICS[name](most)
+    if ":" in name and not Path(name).is_file():
+        return external_method(name, most)
+    try:
+        return NetworkMethod(name, most)
+    except ValueError as error:
+        raise ValueError(f"{error}, {', '.join(CLASSICS)} or module:function") from error

@@ -1,83 +1,211 @@
 """Metrics: how well a method's keypoints repeat and match, against ground truth.
 
-Definitions (for each scene; N keypoints at most per image; mutual nearest neighbours over
-descriptors without epipolar help):
+docs/evaluation.md defines each with formulas. In short, for a scene, from at most N keypoints per
+image and mutual nearest neighbours without epipolar help (or the method's own matcher):
 
 - `matching_accuracy`: share of matches with |y_l - y_r| <= 2 px; `total_matches`.
 - `disparity_accuracy`: share of the matches whose left keypoint has ground truth with
   |y_l - y_r| <= 2 px and |x_l - x_r - d_gt| <= 3 px; `correct_matches` their number,
   `disparity_error_px` their median |x_l - x_r - d_gt|.
-- `repeatability`, `repeatability_1px`: share of left keypoints, whose true place lies in the right
-  image, with a right keypoint within 3 px (1 px) of it.
+- `repeatability`, `repeatability_1px`: share of keypoints, whose true place lies in the other
+  image, with a keypoint of the other image within 3 px (1 px) of it. `..._unoccluded`: only of
+  keypoints that the other image is known to see.
 - `descriptor_map`: area under the precision-recall curve of the nearest-neighbour matches ranked
-  by descriptor distance (DeTone et al., 2018); recall counts the left keypoints with a right
-  keypoint within 3 px of their true place.
+  by descriptor distance (DeTone et al., 2018); None for a method with a matcher of its own.
 - `inference_ms`: detection and description of one image.
+
+Repeatability and mAP are averaged over both directions where both images have a map. And of what
+the front end publishes, with its epipolar limits and refined disparity d:
+
+- `stereo_accuracy`: share of the matches whose left keypoint has ground truth with |d - d_gt| <= 3
+  px; `stereo_matches`; `stereo_correct_matches`; `stereo_error_px`: the right ones' median
+  |d - d_gt|. Their rows are within 2 px by the front end's own limit.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.spatial import cKDTree
-from scipy.spatial.distance import cdist
 
-from kp_training.evaluation.scenes import Scene
+from kp_frontend.frontend import StereoFeatures
+from kp_training.evaluation.scenes import Scene, View, left_view, right_view
 
-METRICS = (
+ROW_TOLERANCE = 2.0  # rows of a right match differ by no more, pixels
+DISPARITY_TOLERANCE = 3.0  # disparity of a right match is off by no more, pixels
+REPEAT_TOLERANCE = 3.0  # a repeated keypoint is no farther from its true place, pixels
+
+MATCHES = (
     "matching_accuracy",
     "total_matches",
     "disparity_accuracy",
     "correct_matches",
     "disparity_error_px",
+)
+KEYPOINTS = (
     "repeatability",
     "repeatability_1px",
+    "repeatability_unoccluded",
+    "repeatability_unoccluded_1px",
     "descriptor_map",
 )
+UNCONSTRAINED = (*MATCHES, *KEYPOINTS)
+STEREO = ("stereo_accuracy", "stereo_matches", "stereo_correct_matches", "stereo_error_px")
+METRICS = (*UNCONSTRAINED, *STEREO, "inference_ms")
+LESS_IS_BETTER = ("disparity_error_px", "stereo_error_px", "inference_ms")
+
+Value = float | int | None
 
 
-def _share(right: np.ndarray) -> float:
+def squared_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distances (N, M) of descriptors (N, D) and (M, D), float32."""
+    left, right = np.float32(left), np.float32(right)
+    squares = np.square(left).sum(1)[:, None] + np.square(right).sum(1)
+    return np.maximum(squares - 2 * left @ right.T, 0)
+
+
+def mutual_nearest(distance: np.ndarray) -> np.ndarray:
+    """Mutual nearest neighbours, (M, 2) indices, of distances (N, L)."""
+    if not distance.size:
+        return np.zeros((0, 2), int)
+    nearest = distance.argmin(1)
+    rows = np.flatnonzero(distance.argmin(0)[nearest] == np.arange(len(distance)))
+    return np.column_stack([rows, nearest[rows]])
+
+
+def share(right: np.ndarray) -> float:
     """Share of what is right, (N,) bool; 0 of nothing, for nothing was found."""
     return float(right.mean()) if right.size else 0.0
 
 
-def scene_metrics(scene: Scene, left: tuple, right: tuple) -> dict[str, float | None]:
-    """Metrics of one scene from both images' (keypoints, descriptors).
+def median(errors: np.ndarray) -> float | None:
+    """Median of errors, None of nothing."""
+    return float(np.median(errors)) if errors.size else None
+
+
+def at_pixels(image: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """Values of an image (H, W) at the pixels nearest to points (N, 2), (N,)."""
+    height, width = image.shape
+    column, row = np.rint(xy).astype(int).T
+    return image[row.clip(0, height - 1), column.clip(0, width - 1)]
+
+
+def stereo_metrics(
+    left_xy: np.ndarray, disparity: np.ndarray, truth: np.ndarray
+) -> dict[str, Value]:
+    """Metrics of stereo matches with a disparity each: `stereo_*`, see above.
+
+    Args:
+        left_xy: (M, 2) places of the matches in the left image.
+        disparity: (M,) of the matches, pixels.
+        truth: (H, W) true disparity of the left image, NaN where unknown.
+    """
+    error = np.abs(disparity - at_pixels(truth, left_xy))
+    correct = error <= DISPARITY_TOLERANCE
+    return {
+        "stereo_accuracy": share(correct[np.isfinite(error)]),
+        "stereo_matches": len(disparity),
+        "stereo_correct_matches": int(correct.sum()),
+        "stereo_error_px": median(error[correct]),
+    }
+
+
+def published_metrics(features: StereoFeatures, truth: np.ndarray) -> dict[str, Value]:
+    """`stereo_metrics` of what the front end publishes about a pair.
+
+    Args:
+        truth: (H, W) true disparity of the left image, NaN where unknown.
+    """
+    left_xy = features.left.keypoints[features.left_index]
+    return stereo_metrics(left_xy, features.disparity, truth)
+
+
+def match_errors(
+    truth: np.ndarray, left_xy: np.ndarray, right_xy: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Errors of matches (M,): rows apart, and x_l - x_r - d_gt (NaN without ground truth)."""
+    apart = left_xy - right_xy
+    return np.abs(apart[:, 1]), apart[:, 0] - at_pixels(truth, left_xy)
+
+
+def is_correct(rows_apart: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """Matches that are right by ground truth, (M,) bool."""
+    return (rows_apart <= ROW_TOLERANCE) & (np.abs(error) <= DISPARITY_TOLERANCE)
+
+
+def match_metrics(scene: Scene, left_xy: np.ndarray, right_xy: np.ndarray) -> dict[str, Value]:
+    """Metrics of unconstrained matches, (M, 2) places in the left and the right image."""
+    rows_apart, error = match_errors(scene.disparity, left_xy, right_xy)
+    correct = is_correct(rows_apart, error)
+    return {
+        "matching_accuracy": share(rows_apart <= ROW_TOLERANCE),
+        "total_matches": len(left_xy),
+        "disparity_accuracy": share(correct[np.isfinite(error)]),
+        "correct_matches": int(correct.sum()),
+        "disparity_error_px": median(np.abs(error[correct])),
+    }
+
+
+def direction_metrics(
+    view: View, xy: np.ndarray, other_xy: np.ndarray, distance: np.ndarray
+) -> dict[str, float]:
+    """Repeatability and mAP from one image to the other.
+
+    Args:
+        view: ground truth of the image.
+        xy, other_xy: (N, 2) and (L, 2) keypoints of the image and of the other one.
+        distance: (N, L) of their descriptors.
+    """
+    place = xy + np.column_stack([at_pixels(view.shift, xy), np.zeros(len(xy))])
+    known = np.isfinite(place[:, 0])
+    inside = known & (place[:, 0] >= 0) & (place[:, 0] <= view.shift.shape[1] - 1)
+    apart = np.full(len(xy), np.inf)
+    apart[inside], _ = cKDTree(other_xy).query(place[inside])
+    seen = inside & at_pixels(view.visible, xy)
+
+    nearest = distance.argmin(1)
+    matched = other_xy[nearest]
+    right_one = is_correct(np.abs(xy[:, 1] - matched[:, 1]), matched[:, 0] - place[:, 0])
+    order = np.argsort(distance[known, nearest[known]], kind="stable")
+    possible = int((apart <= REPEAT_TOLERANCE).sum())
+    return {
+        "repeatability": share(apart[inside] <= REPEAT_TOLERANCE),
+        "repeatability_1px": share(apart[inside] <= 1),
+        "repeatability_unoccluded": share(apart[seen] <= REPEAT_TOLERANCE),
+        "repeatability_unoccluded_1px": share(apart[seen] <= 1),
+        "descriptor_map": average_precision(right_one[known][order], possible),
+    }
+
+
+def scene_metrics(
+    scene: Scene,
+    left: tuple[np.ndarray, np.ndarray],
+    right: tuple[np.ndarray, np.ndarray],
+    matches: np.ndarray | None = None,
+) -> dict[str, Value]:
+    """Unconstrained metrics of one scene from both images' (keypoints, descriptors).
 
     Shares of nothing are 0; the disparity error of no correct match is None.
+
+    Args:
+        matches: (M, 2) indices from a matcher of the method's own, of which there is no mAP; None:
+            mutual nearest neighbours.
     """
     (left_xy, left_descriptors), (right_xy, right_descriptors) = left, right
     if not len(left_xy) or not len(right_xy):
-        counts = dict.fromkeys(("total_matches", "correct_matches"), 0)
-        return dict.fromkeys(METRICS, 0.0) | counts | {"disparity_error_px": None}
-    distance = cdist(left_descriptors, right_descriptors, "sqeuclidean")
-    nearest = distance.argmin(1)
-    mutual = distance.argmin(0)[nearest] == np.arange(len(left_xy))
-
-    height, width = scene.disparity.shape
-    column, row = np.rint(left_xy).astype(int).T
-    truth = scene.disparity[row.clip(0, height - 1), column.clip(0, width - 1)]
-    known = np.isfinite(truth)
-    matched = right_xy[nearest]
-    rows_apart = np.abs(left_xy[:, 1] - matched[:, 1])
-    error = np.abs(left_xy[:, 0] - matched[:, 0] - truth)
-    right_one = known & (rows_apart <= 2) & (error <= 3)
-
-    place = left_xy - np.column_stack([truth, np.zeros(len(truth))])
-    visible = known & (place[:, 0] >= 0)
-    apart, _ = cKDTree(right_xy).query(place[visible])
-    ranked = np.flatnonzero(known)[np.argsort(distance[known, nearest[known]], kind="stable")]
-    return {
-        "matching_accuracy": _share(rows_apart[mutual] <= 2),
-        "total_matches": int(mutual.sum()),
-        "disparity_accuracy": _share(right_one[mutual & known]),
-        "correct_matches": int((right_one & mutual).sum()),
-        "disparity_error_px": (
-            float(np.median(error[right_one & mutual])) if (right_one & mutual).any() else None
-        ),
-        "repeatability": _share(apart <= 3),
-        "repeatability_1px": _share(apart <= 1),
-        "descriptor_map": average_precision(right_one[ranked], int((apart <= 3).sum())),
-    }
+        counts = {"total_matches": 0, "correct_matches": 0, "disparity_error_px": None}
+        found = dict.fromkeys(UNCONSTRAINED, 0.0) | counts
+    else:
+        distance = squared_distances(left_descriptors, right_descriptors)
+        rows = mutual_nearest(distance) if matches is None else matches
+        found = match_metrics(scene, left_xy[rows[:, 0]], right_xy[rows[:, 1]])
+        ways = [direction_metrics(left_view(scene), left_xy, right_xy, distance)]
+        back = right_view(scene)
+        if back is not None:
+            ways.append(direction_metrics(back, right_xy, left_xy, distance.T))
+        found |= {name: float(np.mean([way[name] for way in ways])) for name in ways[0]}
+    if matches is not None:
+        found["descriptor_map"] = None
+    return found
 
 
 def average_precision(correct: np.ndarray, possible: int) -> float:

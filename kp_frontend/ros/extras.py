@@ -1,0 +1,86 @@
+"""What is published for people: points and a picture, off the critical path.
+
+A thread of its own makes them, of the newest pair, and only while somebody subscribes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from rclpy._rclpy_pybind11 import RCLError
+from rclpy.node import Node
+from sensor_msgs.msg import Image, PointCloud2
+from std_msgs.msg import Header
+
+from kp_frontend.frontend import StereoFeatures
+from kp_frontend.overlay import draw_matches
+from kp_frontend.ros import standins
+from kp_frontend.ros.messages import points_message
+from kp_frontend.ros.newest_wins import NewestWins
+from kp_frontend.ros.parameters import NodeConfig
+
+standins.put_on_path()
+from cv_bridge import CvBridge  # noqa: E402  the real one, or ours where it is missing
+
+# One pair: its results, its left image, and that image's header.
+Item = tuple[StereoFeatures, np.ndarray, Header]
+
+
+class Extras:
+    """Publishes `~/points` and `~/debug_image`.
+
+    Args:
+        config: gives the present parameters.
+        say: takes warnings in words.
+    """
+
+    def __init__(
+        self, node: Node, config: Callable[[], NodeConfig], say: Callable[[str], None]
+    ) -> None:
+        self._node, self._config, self._say = node, config, say
+        self._bridge = CvBridge()
+        self._points = node.create_publisher(PointCloud2, "~/points", 2)
+        self._image = node.create_publisher(Image, "~/debug_image", 2)
+        self._thread = NewestWins("extras", self._publish)
+
+    def _wanted(self) -> tuple[bool, bool]:
+        config = self._config()
+        return (
+            config.publish_points and self._points.get_subscription_count() > 0,
+            config.publish_debug_image and self._image.get_subscription_count() > 0,
+        )
+
+    def offer(self, result: StereoFeatures, left: np.ndarray, header: Header) -> None:
+        """Take a pair, if anybody wants to see it; returns at once."""
+        if any(self._wanted()):
+            self._thread.put((result, left, header))
+
+    def _publish(self, item: Item) -> None:
+        result, left, header = item
+        points, image = self._wanted()
+        try:
+            if points:
+                self._points.publish(points_message(result, header))
+            if image:
+                message = self._bridge.cv2_to_imgmsg(debug_image(result, left), "bgr8")
+                message.header = header
+                self._image.publish(message)
+        except RCLError as error:  # the context ended meanwhile
+            self._say(f"points or picture not published: {error}")
+
+    def close(self) -> None:
+        """End the thread and the publishers."""
+        self._thread.stop()
+        self._node.destroy_publisher(self._points)
+        self._node.destroy_publisher(self._image)
+
+
+def debug_image(result: StereoFeatures, left: np.ndarray) -> np.ndarray:
+    """The left image with its matches, coloured by depth; without depth by disparity."""
+    inverse = 1 / result.points[:, 2]
+    near = inverse if np.isfinite(inverse).any() else result.disparity
+    # From the farthest to the nearest but for a few.
+    low, high = np.nanpercentile(near, (5, 95)) if len(near) else (0.0, 1.0)
+    xy = result.left.keypoints[result.left_index]
+    return draw_matches(left, xy, (near - low) / max(high - low, 1e-6))

@@ -1,0 +1,76 @@
+"""Messages of bags as arrays: images, cameras, disparity maps, poses."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from kp_frontend.ros import standins
+from kp_training.evaluation.frames import Camera
+
+standins.put_on_path()
+from cv_bridge import CvBridge, CvBridgeError  # noqa: E402  the real one, or ours
+
+
+def grey_image(message: object) -> np.ndarray:
+    """Grey uint8 image (H, W) of an Image, as the node converts it, or of a CompressedImage.
+
+    Raises:
+        ValueError: it cannot be decoded.
+    """
+    if hasattr(message, "format"):
+        data = np.frombuffer(message.data, np.uint8)
+        image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+        if image is None:
+            raise ValueError(f"a compressed image ({message.format}) cannot be decoded")
+        return image
+    try:
+        return CvBridge().imgmsg_to_cv2(message, "mono8")
+    except (CvBridgeError, TypeError) as error:
+        raise ValueError(f"an image cannot be decoded: {error}") from error
+
+
+def camera_of(info: object) -> Camera:
+    """The camera of a CameraInfo."""
+    k, r, p = (np.asarray(v, np.float64) for v in (info.k, info.r, info.p))
+    return Camera(
+        info.width, info.height, k.reshape(3, 3), np.asarray(info.d, np.float64),
+        r.reshape(3, 3), p.reshape(3, 4), info.distortion_model,
+    )  # fmt: skip
+
+
+def true_disparity(message: object) -> np.ndarray:
+    """Disparity map (H, W) float32 of a DisparityImage, NaN where unknown.
+
+    Unknown is what is not finite or outside `min_disparity` to `max_disparity`.
+
+    Raises:
+        ValueError: its image is no 32FC1.
+    """
+    try:
+        if message.image.encoding != "32FC1":
+            raise CvBridgeError(f"it is {message.image.encoding!r}, not 32FC1")
+        disparity = CvBridge().imgmsg_to_cv2(message.image, "passthrough").copy()
+    except (CvBridgeError, TypeError) as error:
+        raise ValueError(f"a disparity image cannot be used: {error}") from error
+    known = np.isfinite(disparity)
+    if message.max_disparity > message.min_disparity:
+        known &= (disparity >= message.min_disparity) & (disparity <= message.max_disparity)
+    disparity[~known] = np.nan
+    return disparity
+
+
+def pose_of(message: object) -> np.ndarray:
+    """Pose (4, 4) of a PoseStamped.
+
+    Raises:
+        ValueError: its quaternion is no rotation.
+    """
+    at, turn = message.pose.position, message.pose.orientation
+    pose = np.eye(4)
+    pose[:3, :3] = Rotation.from_quat([turn.x, turn.y, turn.z, turn.w]).as_matrix()
+    pose[:3, 3] = at.x, at.y, at.z
+    if not np.isfinite(pose).all():
+        raise ValueError("a pose is not finite")
+    return pose

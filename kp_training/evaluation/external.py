@@ -1,0 +1,81 @@
+"""Anyone's own method, for `--method module:function`.
+
+It is made by `function(max_keypoints)`, which returns something to call with a grey uint8 image
+(H, W) for keypoints (N, 2), x and y in pixels, the centre of the top-left pixel at (0, 0),
+strongest first, N at most `max_keypoints`; and descriptors (N, D) of which a smaller Euclidean
+distance means a better match. If it has a method `match(left_keypoints, left_descriptors,
+right_keypoints, right_descriptors)`, that is used in place of mutual nearest neighbours; it returns
+(M, 2) indices. docs/evaluation.md has an example.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from kp_training.evaluation.method import NOTHING, Found, Method
+
+
+def external_method(name: str, most: int) -> Method:
+    """Somebody's own method, `module:function`; see the top of this file.
+
+    Modules are looked for in the working folder too.
+
+    Raises:
+        ValueError: no such module or function, or it fails.
+    """
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    with _blaming(name):
+        made = getattr(importlib.import_module(module), function)(most)
+
+    def detect(image: np.ndarray) -> Found:
+        with _blaming(name):
+            xy, descriptors = made(image)
+            found = Found(np.asarray(xy, np.float32), np.asarray(descriptors, np.float32))
+        if (
+            found.xy.ndim != 2
+            or found.xy.shape[1] != 2
+            or found.descriptors.ndim != 2
+            or len(found.xy) != len(found.descriptors)
+        ):
+            raise ValueError(
+                f"method {name} must return keypoints (N, 2) and descriptors (N, D), "
+                f"not {found.xy.shape} and {found.descriptors.shape}"
+            )
+        if len(found.xy) > most:
+            raise ValueError(f"method {name} returned {len(found.xy)} keypoints of at most {most}")
+        if not np.isfinite(found.xy).all() or not np.isfinite(found.descriptors).all():
+            raise ValueError(f"method {name} returned values that are not finite")
+        return found if len(found.xy) else NOTHING
+
+    def match(left: Found, right: Found) -> np.ndarray:
+        if not len(left.xy) or not len(right.xy):
+            return np.zeros((0, 2), int)
+        with _blaming(name):
+            rows = np.asarray(made.match(*left, *right))
+        if rows.size and (
+            rows.ndim != 2
+            or rows.shape[1] != 2
+            or rows.min() < 0
+            or (rows.max(0) >= [len(left.xy), len(right.xy)]).any()
+        ):
+            raise ValueError(f"method {name}: match must return (M, 2) indices of keypoints")
+        return rows.reshape(-1, 2).astype(int)
+
+    return Method(name, detect, match if hasattr(made, "match") else None)
+
+
+@contextmanager
+def _blaming(name: str) -> Iterator[None]:
+    """Says whose code failed."""
+    try:
+        yield
+    except Exception as error:  # anything can go wrong in others' code
+        raise ValueError(f"method {name} failed: {error!r}") from error

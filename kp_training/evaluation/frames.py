@@ -1,0 +1,143 @@
+"""What evaluation on sequences works with: rectified or raw stereo frames and their cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from kp_frontend.calibration import Camera as Lens
+from kp_frontend.calibration import RawStereoCalibration, StereoCalibration
+
+# Its tables take a while to make, and cameras seldom change.
+_raw_calibration = lru_cache(maxsize=4)(RawStereoCalibration.from_cameras)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera of a rig, as ROS's camera_info describes it.
+
+    `k` (3, 3) intrinsics of the raw image, `d` (n,) its distortion, `r` (3, 3) rectifying
+    rotation, `p` (3, 4) projection of the rectified image. All zero: not calibrated.
+    """
+
+    width: int
+    height: int
+    k: np.ndarray
+    d: np.ndarray
+    r: np.ndarray
+    p: np.ndarray
+    model: str = "plumb_bob"
+
+    @classmethod
+    def rectified(cls, width: int, height: int, p: np.ndarray) -> Camera:
+        """The camera of a rectified image with projection `p` (3, 4)."""
+        return cls(width, height, p[:, :3].copy(), np.zeros(5), np.eye(3), p)
+
+    @classmethod
+    def unknown(cls, width: int, height: int) -> Camera:
+        """A camera that is not calibrated."""
+        zero = np.zeros
+        return cls(width, height, zero((3, 3)), zero(0), zero((3, 3)), zero((3, 4)), "")
+
+    @property
+    def distorted(self) -> bool:
+        """Whether the raw image differs from the rectified one."""
+        return bool(self.d.any()) or not np.allclose(self.k, self.p[:, :3])
+
+    def lens(self) -> Lens:
+        """The same as the front end takes it for raw images.
+
+        Raises:
+            ValueError: a distortion model that is not known, or no calibration.
+        """
+        k, d, r, p = (tuple(map(float, v.ravel())) for v in (self.k, self.d, self.r, self.p))
+        return Lens(self.width, self.height, self.model, k, d, r, p)
+
+    def rectify(self, image: np.ndarray) -> np.ndarray:
+        """The rectified image of a raw one, bilinear, black where the raw one has nothing.
+
+        Raises:
+            ValueError: a distortion model that is not known, or no calibration.
+        """
+        size = (self.width, self.height)
+        if not self.p[0, 0] > 0 or not self.k[0, 0] > 0:
+            raise ValueError("raw images without a calibration cannot be rectified")
+        if image.shape[::-1] != size:
+            raise ValueError(f"camera_info is for {size}, the image is {image.shape[::-1]}")
+        if self.model in ("equidistant", "fisheye"):
+            make, d = cv2.fisheye.initUndistortRectifyMap, self.d[:4]
+        elif self.model in ("plumb_bob", "rational_polynomial"):
+            make, d = cv2.initUndistortRectifyMap, self.d
+        else:
+            raise ValueError(f"images with distortion model {self.model!r} cannot be rectified")
+        maps = make(self.k, d, self.r, self.p[:, :3], size, cv2.CV_32FC1)
+        return cv2.remap(image, *maps, cv2.INTER_LINEAR)
+
+
+@dataclass(frozen=True)
+class StereoFrame:
+    """One pair of a sequence and what is known about it.
+
+    `stamp` nanoseconds; `left`, `right` (H, W) uint8; `disparity` (H, W) float32 true disparity of
+    the left image, NaN where unknown; `pose` (4, 4) true pose of the left camera (the rectified one
+    where `cameras` rectify) in the world, z forward; `camera` names the rig: frames of another one
+    are no continuation; `raw`: the images are not rectified.
+    """
+
+    stamp: int
+    left: np.ndarray
+    right: np.ndarray
+    cameras: tuple[Camera, Camera] | None = None
+    disparity: np.ndarray | None = None
+    pose: np.ndarray | None = None
+    camera: str = ""
+    raw: bool = False
+
+    def calibration(self) -> StereoCalibration | None:
+        """Of the pair, for the front end; None where it is not calibrated.
+
+        Raises:
+            ValueError: the cameras are for another size, have no baseline, or a lens that is not
+                known.
+        """
+        if self.cameras is None or not self.cameras[0].p.any():
+            return None
+        for camera in self.cameras:
+            size = (camera.width, camera.height)
+            if size not in ((0, 0), self.left.shape[::-1]):
+                raise ValueError(
+                    f"camera_info is for {size}, the images are {self.left.shape[::-1]}"
+                )
+        if self.raw:
+            return _raw_calibration(*(camera.lens() for camera in self.cameras))
+        return StereoCalibration.from_projections(self.cameras[0].p, self.cameras[1].p)
+
+    def rectified(self) -> StereoFrame:
+        """The pair with its images rectified, where they are raw.
+
+        Raises:
+            ValueError: they cannot be.
+        """
+        if not self.raw:
+            return self
+        if self.cameras is None:
+            raise ValueError("raw images without camera_info cannot be rectified")
+        images = (c.rectify(i) for c, i in zip(self.cameras, (self.left, self.right), strict=True))
+        cameras = tuple(Camera.rectified(c.width, c.height, c.p) for c in self.cameras)
+        left, right = images
+        return replace(self, left=left, right=right, cameras=cameras, raw=False)
+
+
+@dataclass
+class Sequence:
+    """Frames of a sequence, read as they are asked for, and what was left out by then and why."""
+
+    kind: str
+    frames: Iterator[StereoFrame]
+    length: int
+    raw: bool = False  # images are not rectified
+    left_out: list[str] = field(default_factory=list)

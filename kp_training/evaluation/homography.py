@@ -1,0 +1,274 @@
+"""`kp evaluate homography`: methods on image pairs that a known homography relates.
+
+Sequences of HPatches (`1.ppm` ... `6.ppm`, `H_1_2` ... `H_1_6`; Balntas et al., 2017) and of
+Oxford's affine set (`img1.ppm`, `H1to2p`; Mikolajczyk et al., 2005): every image of a sequence is
+paired with its first. Metrics as DeTone et al. (2018) define them; formulas in docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rich.progress import track
+from scipy.spatial import cKDTree
+
+from kp_training.evaluation.method import Found, Method
+from kp_training.evaluation.methods import make_method
+from kp_training.evaluation.metrics import (
+    REPEAT_TOLERANCE,
+    Value,
+    average_precision,
+    share,
+    squared_distances,
+)
+from kp_training.evaluation.results import seed_everything, summary
+from kp_training.evaluation.scenes import read_grey
+
+IMAGE = re.compile(r"(?:img)?(\d+)\.(?:ppm|pgm|png|jpg)")
+MATRIX = re.compile(r"H_?1(?:to|_)(\d+)p?")
+RANSAC_PX = 3.0  # reprojection error of an inlier
+CORNER_TOLERANCES = (1, 3, 5)  # pixels
+
+METRICS = (
+    "repeatability",
+    "repeatability_1px",
+    "matching_score",
+    "matching_accuracy",
+    "total_matches",
+    "correct_matches",
+    "descriptor_map",
+    *(f"homography_accuracy_{t}px" for t in CORNER_TOLERANCES),
+    "inference_ms",
+)
+
+
+@dataclass(frozen=True)
+class PairFiles:
+    """Two images, and the file of the 3x3 matrix that takes pixels of the first to the second."""
+
+    name: str
+    first: Path
+    second: Path
+    matrix: Path
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two grey images and the homography (3, 3) from the first to the second."""
+
+    name: str
+    first: np.ndarray
+    second: np.ndarray
+    matrix: np.ndarray
+
+
+@dataclass
+class HomographyEvaluation:
+    """`metrics` is what metrics.json holds; `shown` and `shown_results` are for the report."""
+
+    metrics: dict
+    methods: list[Method]
+    shown: Pair
+    shown_results: dict[str, tuple[Found, Found, np.ndarray]]
+
+
+def find_pairs(folder: Path) -> tuple[list[PairFiles], list[str]]:
+    """Pairs of all sequences in a folder and below, and why others are left out.
+
+    Raises:
+        ValueError: not a folder, or no sequence in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    pairs, skipped = [], []
+    for place in (folder, *sorted(p for p in folder.rglob("*") if p.is_dir())):
+        files = [p for p in sorted(place.iterdir()) if p.is_file()]
+        matrices = {int(m[1]): p for p in files if (m := MATRIX.fullmatch(p.name))}
+        images = {int(m[1]): p for p in files if (m := IMAGE.fullmatch(p.name))}
+        if not matrices:
+            continue
+        sequence = folder.resolve().name if place == folder else str(place.relative_to(folder))
+        for number in sorted(matrices.keys() | images.keys() - {1}):
+            name = f"{sequence}/1-{number}"
+            if 1 in images and number in images and number in matrices:
+                pair = PairFiles(name, images[1], images[number], matrices[number])
+                pairs.append(pair)
+            else:
+                missing = [f"image {n}" for n in (1, number) if n not in images]
+                missing += ["homography"] if number not in matrices else []
+                skipped.append(f"{name}: {' and '.join(missing)} missing")
+    if not pairs:
+        raise ValueError(
+            f"{folder} holds no sequence (1.ppm, 2.ppm, H_1_2 or img1.ppm, img2.ppm, H1to2p)"
+        )
+    return pairs, skipped
+
+
+def load_pair(files: PairFiles, size: tuple[int, int] | None = None) -> Pair:
+    """Read a pair.
+
+    Args:
+        size: width and height to bring both images to; the homography then follows.
+
+    Raises:
+        ValueError: a file is broken.
+    """
+    first, second = read_grey(files.first), read_grey(files.second)
+    try:
+        matrix = np.array(files.matrix.read_text().split(), float).reshape(3, 3)
+    except ValueError as error:
+        raise ValueError(f"{files.matrix.name} does not hold a 3x3 matrix") from error
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
+        raise ValueError(f"{files.matrix.name} is no homography")
+    if size is not None:
+        matrix = _scaling(second.shape, size) @ matrix @ np.linalg.inv(_scaling(first.shape, size))
+        shrinks = size[0] <= first.shape[1]
+        kind = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+        first, second = (cv2.resize(image, size, interpolation=kind) for image in (first, second))
+    return Pair(files.name, first, second, matrix)
+
+
+def _scaling(shape: tuple[int, ...], size: tuple[int, int]) -> np.ndarray:
+    """Matrix (3, 3) from pixels of an image to those of the resized one; centres are integers."""
+    x, y = size[0] / shape[1], size[1] / shape[0]
+    return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1.0]])
+
+
+def warp(xy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Points (N, 2) through a homography; NaN for those that it takes behind the camera."""
+    homogeneous = np.column_stack([xy, np.ones(len(xy))]) @ matrix.T
+    depth = homogeneous[:, 2:] * np.sign(matrix[2, 2] or 1.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(depth > 0, homogeneous[:, :2] / homogeneous[:, 2:], np.nan)
+
+
+def pair_metrics(pair: Pair, first: Found, second: Found, matches: np.ndarray) -> dict[str, Value]:
+    """Metrics of one pair from both images' keypoints and (M, 2) indices of matches."""
+    back = np.linalg.inv(pair.matrix)
+    # Of each image: its keypoints' true places in the other, and which lie inside of it.
+    places = warp(first.xy, pair.matrix), warp(second.xy, back)
+    shared = (
+        _inside(places[0], pair.second.shape),
+        _inside(places[1], pair.first.shape),
+    )
+    apart = [np.full(len(p), np.inf) for p in places]
+    others = second.xy, first.xy
+    for a, place, inside, other in zip(apart, places, shared, others, strict=True):
+        if inside.any() and len(other):
+            a[inside], _ = cKDTree(other).query(place[inside])
+    nears = np.concatenate([a[inside] for a, inside in zip(apart, shared, strict=True)])
+    rows, columns = matches.T
+    off = np.linalg.norm(places[0][rows] - second.xy[columns], axis=1)
+    correct = off <= REPEAT_TOLERANCE  # a point without a place is not
+    error = corner_error(pair, first.xy[rows], second.xy[columns])
+    return {
+        "repeatability": share(nears <= REPEAT_TOLERANCE),
+        "repeatability_1px": share(nears <= 1),
+        "matching_score": float(np.mean([correct.sum() / max(s.sum(), 1) for s in shared])),
+        "matching_accuracy": share(correct),
+        "total_matches": len(matches),
+        "correct_matches": int(correct.sum()),
+        **{f"homography_accuracy_{t}px": float(error <= t) for t in CORNER_TOLERANCES},
+    }
+
+
+def pair_map(pair: Pair, first: Found, second: Found) -> float:
+    """Nearest-neighbour mAP of the first image's keypoints that have a place in the second."""
+    place = warp(first.xy, pair.matrix)
+    inside = _inside(place, pair.second.shape)
+    if not inside.any() or not len(second.xy):
+        return 0.0
+    distance = squared_distances(first.descriptors[inside], second.descriptors)
+    nearest = distance.argmin(1)
+    correct = np.linalg.norm(second.xy[nearest] - place[inside], axis=1) <= REPEAT_TOLERANCE
+    order = np.argsort(distance[np.arange(len(nearest)), nearest], kind="stable")
+    apart, _ = cKDTree(second.xy).query(place[inside])
+    return average_precision(correct[order], int((apart <= REPEAT_TOLERANCE).sum()))
+
+
+def _inside(xy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Points (N, 2) that lie in an image of a shape; NaN does not."""
+    return ((xy >= 0) & (xy <= [shape[1] - 1, shape[0] - 1])).all(1)
+
+
+def corner_error(pair: Pair, first_xy: np.ndarray, second_xy: np.ndarray) -> float:
+    """Mean distance of the first image's corners under the estimated and the true homography.
+
+    The estimate is OpenCV's RANSAC on the matches. Infinite if there is none.
+    """
+    if len(first_xy) < 4:
+        return np.inf
+    estimate, _ = cv2.findHomography(
+        np.float64(first_xy), np.float64(second_xy), cv2.RANSAC, RANSAC_PX, maxIters=5000
+    )
+    if estimate is None:
+        return np.inf
+    height, width = pair.first.shape
+    corners = np.array([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]], float)
+    apart = np.linalg.norm(warp(corners, estimate) - warp(corners, pair.matrix), axis=1)
+    return float(apart.mean()) if np.isfinite(apart).all() else np.inf
+
+
+def evaluate_homography(
+    folder: Path,
+    methods: Sequence[str],
+    most: int = 2048,
+    size: tuple[int, int] | None = None,
+    seeded: bool = False,
+) -> HomographyEvaluation:
+    """Evaluate methods on all pairs of a folder.
+
+    Args:
+        folder: see `find_pairs`.
+        methods: names, see `make_method`.
+        most: keypoints per image.
+        size: width and height to bring all images to; None: as they are.
+        seeded: seed all random generators for each method and pair.
+
+    Raises:
+        ValueError: no usable pair, or no such method.
+    """
+    found, skipped = find_pairs(folder)
+    subjects = [make_method(name, most) for name in dict.fromkeys(methods)]
+    rows: dict[str, dict[str, dict[str, Value]]] = {m.name: {} for m in subjects}
+    shown, shown_results = None, {}
+    usable = []
+    for files in track(found, "pairs"):
+        try:
+            pair = load_pair(files, size)
+        except ValueError as error:
+            skipped.append(f"{files.name}: {error}")
+            continue
+        usable.append(pair.name)
+        shown = shown or pair
+        for method in subjects:
+            if seeded:
+                seed_everything()
+            first, second, took = method.detect_timed((pair.first, pair.second))
+            matches = method.match(first, second)
+            rows[method.name][pair.name] = pair_metrics(pair, first, second, matches) | {
+                "descriptor_map": None if method.own_matcher else pair_map(pair, first, second),
+                "inference_ms": took,
+            }
+            if pair is shown:
+                shown_results[method.name] = (first, second, matches)
+    if shown is None:
+        raise ValueError(f"no usable pair in {folder}: {'; '.join(skipped)}")
+    protocol = {
+        "max_keypoints": most,
+        "size": list(size) if size else "native",
+        "seeded": seeded,
+        "ransac_px": RANSAC_PX,
+        "skipped": skipped,
+    }
+    metrics = {
+        "scenes": usable,
+        "protocol": protocol,
+        "methods": {name: summary(METRICS, r) for name, r in rows.items()},
+    }
+    return HomographyEvaluation(metrics, subjects, shown, shown_results)

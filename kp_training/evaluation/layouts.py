@@ -1,0 +1,199 @@
+"""Which files make a stereo scene: the layouts of Middlebury's releases, or a listing.
+
+A folder's `scenes.json` is a list of objects with `dir`, `left`, `right`, `gt` (file names) and
+`scale` (stored value / pixels); `set` may say where a scene is from, and `refright: true` that its
+map belongs to the right image. Without a listing all folders below are looked through for the files
+of a release (vision.middlebury.edu/stereo/data):
+
+    2001          im2, im6, disp2, disp6 (Map: im0, im1, disp0, disp1; Tsukuba: scene1.row3.col3)
+    2003          im2, im6 (imL, imR), disp2, disp6
+    2005, 2006    view1, view5 (in Illum?/Exp? where all views are there), disp1, disp5
+    2014, 2021    im0.png, im1.png, disp0.pfm, disp1.pfm, calib.txt
+    MiddEval3     im0.png, im1.png, disp0GT.pfm, disp1GT.pfm, mask0nocc.png; ETH3D uses it too
+
+PFM maps are in pixels. The others are scaled as each release says for each size that it comes in,
+and a release's sizes are told apart by the height of their maps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+
+LISTING = "scenes.json"
+SCENE_KEYS = {"dir", "left", "right", "gt", "scale"}
+IMAGES = (".png", ".ppm", ".pgm")
+OTHER_MAP = {"disp0": "disp1", "disp0GT": "disp1GT", "disp1": "disp5", "disp2": "disp6"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """File names of one release, without suffix, and the maps' scale by their height."""
+
+    release: str
+    left: str
+    right: str
+    truth: str
+    scales: dict[int, float] | None = None  # None: PFM, in pixels
+    other: str | None = None  # the right image's map
+
+
+OLD_SCALES = {1500: 1, 750: 2, 375: 4, 380: 8, 381: 8, 383: 8}  # 2003's three sizes; 2001's
+LAYOUTS = (
+    Layout("MiddEval3", "im0", "im1", "disp0GT", None, "disp1GT"),
+    Layout("2014, 2021", "im0", "im1", "disp0", None, "disp1"),
+    Layout("2005, 2006", "view1", "view5", "disp1", {1110: 1, 555: 2, 370: 3}, "disp5"),
+    Layout("2001, 2003", "im2", "im6", "disp2", OLD_SCALES, "disp6"),
+    Layout("2001, 2003", "imL", "imR", "disp2", OLD_SCALES, "disp6"),
+    Layout("2001 Map", "im0", "im1", "disp0", {216: 8}, "disp1"),
+    Layout("2001 Tsukuba", "scene1.row3.col3", "scene1.row3.col4", "truedisp.row3.col3", {288: 16}),
+)
+
+
+@dataclass(frozen=True)
+class SceneFiles:
+    """Where a rectified pair and its ground truth are. Maps' values / `scale` are pixels."""
+
+    name: str
+    release: str
+    left: Path
+    right: Path
+    truth: Path  # of the left image
+    scale: float
+    other_truth: Path | None = None  # of the right image
+    mask: Path | None = None  # of the left image: 255 seen by both, 128 occluded, 0 unknown
+    other_mask: Path | None = None
+
+
+def find_scenes(folder: Path) -> tuple[list[SceneFiles], list[str]]:
+    """Scenes of a folder, by its listing if it has one, and why others are left out.
+
+    Raises:
+        ValueError: not a folder, a broken listing, or nothing that looks like a scene.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    if (folder / LISTING).is_file():
+        return _listed(folder)
+    scenes, skipped = [], []
+    for place in (folder, *sorted(p for p in folder.rglob("*") if p.is_dir())):
+        if place.match("Illum*/Exp*"):  # images of the scene two folders above
+            continue
+        found = _by_layout(folder, place)
+        if isinstance(found, SceneFiles):
+            scenes.append(found)
+        elif found:
+            skipped.append(f"{_name(folder, place)}: {found}")
+    if not scenes and not skipped:
+        raise ValueError(
+            f"{folder} holds neither {LISTING} nor a scene in a layout of Middlebury's releases"
+        )
+    return scenes, skipped
+
+
+def _name(folder: Path, place: Path) -> str:
+    return folder.resolve().name if place == folder else place.relative_to(folder).as_posix()
+
+
+def _listed(folder: Path) -> tuple[list[SceneFiles], list[str]]:
+    listing = folder / LISTING
+    try:
+        entries = json.loads(listing.read_text())
+    except ValueError as error:
+        raise ValueError(f"{listing} is not JSON: {error}") from error
+    if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
+        raise ValueError(f"{listing} must be a list of scenes with {', '.join(sorted(SCENE_KEYS))}")
+    scenes, skipped = [], []
+    times = Counter()
+    for entry in entries:
+        times[entry["dir"]] += 1
+        again = f" ({times[entry['dir']]})" if times[entry["dir"]] > 1 else ""
+        name = entry["dir"] + again  # a folder may hold several pairs
+        if entry.get("refright"):
+            skipped.append(f"{name}: its map belongs to the right image")
+            continue
+        place = folder / entry["dir"]
+        truth = place / entry["gt"]
+        scenes.append(
+            SceneFiles(
+                name,
+                str(entry.get("set", "")),
+                place / entry["left"],
+                place / entry["right"],
+                truth,
+                entry["scale"],
+                _existing(truth.with_name(OTHER_MAP.get(truth.stem, "") + truth.suffix)),
+                *_masks(place),
+            )
+        )
+    return scenes, skipped
+
+
+def _is_entry(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and entry.keys() >= SCENE_KEYS
+        and all(isinstance(entry[key], str) for key in SCENE_KEYS - {"scale"})
+        and isinstance(entry["scale"], int | float)
+        and entry["scale"] > 0
+    )
+
+
+def _by_layout(folder: Path, place: Path) -> SceneFiles | str | None:
+    """A folder's scene, or why there is none, or None if it does not look like one at all."""
+    files = {p.stem: p for p in sorted(place.iterdir()) if p.suffix in (*IMAGES, ".pfm")}
+    missing = None
+    for layout in LAYOUTS:
+        truth = files.get(layout.truth)
+        pair = _images(files, place, layout)
+        if truth is not None and (truth.suffix == ".pfm") != (layout.scales is None):
+            continue
+        if truth is None or pair is None:
+            if truth is not None or (pair is not None and layout.left in files):
+                missing = missing or (
+                    f"has {truth.name}, but not {layout.left} and {layout.right}"
+                    if truth is not None
+                    else f"has {layout.left} and {layout.right}, but no ground truth"
+                )
+            continue
+        scale = 1.0
+        if layout.scales is not None:
+            stored = cv2.imread(str(truth), cv2.IMREAD_UNCHANGED)
+            if stored is None:
+                return f"{truth.name} cannot be read"
+            if len(stored) not in layout.scales:
+                return (
+                    f"no release has a {truth.name} of {len(stored)} rows: say its scale in "
+                    f"{LISTING}"
+                )
+            scale = layout.scales[len(stored)]
+        other = files.get(layout.other or "")
+        if other is not None and other.suffix != truth.suffix:
+            other = None
+        name = _name(folder, place)
+        return SceneFiles(name, layout.release, *pair, truth, scale, other, *_masks(place))
+    return missing
+
+
+def _images(files: dict[str, Path], place: Path, layout: Layout) -> tuple[Path, Path] | None:
+    """A layout's left and right image, if both are there."""
+    if layout.left not in files:
+        # Releases with all views of 2005 and 2006: the middle one of illuminations and exposures.
+        inner = sorted(place.glob(f"Illum*/Exp*/{layout.left}.png"))
+        if inner:
+            files = {p.stem: p for p in inner[len(inner) // 2].parent.iterdir()}
+    if layout.left in files and layout.right in files:
+        return files[layout.left], files[layout.right]
+    return None
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.is_file() else None
+
+
+def _masks(place: Path) -> tuple[Path | None, Path | None]:
+    return _existing(place / "mask0nocc.png"), _existing(place / "mask1nocc.png")

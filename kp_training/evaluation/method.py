@@ -1,0 +1,120 @@
+"""What is evaluated: a method detects keypoints, and its results are matched."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from kp_frontend.frontend import FrontendConfig
+from kp_frontend.matching import match_stereo, refine_disparity
+from kp_training.evaluation.metrics import mutual_nearest, squared_distances
+
+
+class Found(NamedTuple):
+    """An image's keypoints (N, 2) and descriptors (N, D), strongest first."""
+
+    xy: np.ndarray
+    descriptors: np.ndarray
+
+    def strongest(self, count: int) -> Found:
+        """The first `count`."""
+        return Found(self.xy[:count], self.descriptors[:count])
+
+
+class Published(NamedTuple):
+    """Stereo matches under the front end's limits: places (M, 2) in the left image, and disparity
+    (M,), refined on the images."""
+
+    left_xy: np.ndarray
+    disparity: np.ndarray
+
+
+NOTHING = Found(np.zeros((0, 2), np.float32), np.zeros((0, 1), np.float32))
+
+
+class Method:
+    """What is evaluated: `detect`, and how its results are matched.
+
+    Args:
+        name: in tables.
+        detect: grey uint8 image (H, W) to keypoints and descriptors.
+        match: from the left and right results to (M, 2) indices, or None: mutual nearest
+            neighbours.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        detect: Callable[[np.ndarray], Found],
+        match: Callable[[Found, Found], np.ndarray] | None = None,
+    ) -> None:
+        self.name = name
+        self.detect = detect
+        self.own_matcher = match is not None
+        self._match = match
+        self._warm: set[tuple[int, ...]] = set()
+
+    def detect_timed(self, images: tuple[np.ndarray, np.ndarray]) -> tuple[Found, Found, float]:
+        """Results of two images, and the milliseconds of one; warm, for each size."""
+        for image in images:
+            if image.shape not in self._warm:  # the first call may allocate or compile
+                self.detect(image)
+                self._warm.add(image.shape)
+        begin = time.perf_counter()
+        first, second = (self.detect(image) for image in images)
+        return first, second, 1e3 * (time.perf_counter() - begin) / 2
+
+    def match(self, left: Found, right: Found) -> np.ndarray:
+        """Unconstrained matches, (M, 2) indices."""
+        if self._match is not None:
+            return self._match(left, right)
+        return mutual_nearest(squared_distances(left.descriptors, right.descriptors))
+
+    def publish(
+        self, images: tuple[np.ndarray, np.ndarray], left: Found, right: Found
+    ) -> Published:
+        """Stereo matches of the same keypoints by the front end's own steps and limits."""
+        if not len(left.xy) or not len(right.xy):
+            return Published(NOTHING.xy, NOTHING.xy[:, 0])
+        limits = stereo_limits(FrontendConfig(), images[0].shape[1])
+        if self.own_matcher:
+            rows = self.match(left, right)
+            apart = left.xy[rows[:, 0]] - right.xy[rows[:, 1]]
+            inside = (limits[1] <= apart[:, 0]) & (apart[:, 0] <= limits[2])
+            rows = rows[inside & (np.abs(apart[:, 1]) <= limits[0])]
+        else:
+            rows = match_limited(left, right, limits)
+        xy = (torch.from_numpy(np.float32(f.xy)) for f in (left, right))
+        left_xy, right_xy = (places[rows[:, i]] for i, places in enumerate(xy))
+        grey = (torch.from_numpy(image).float() for image in images)
+        disparity, _, correlation = refine_disparity(*grey, left_xy, right_xy)
+        alike = (correlation >= FrontendConfig().min_correlation).numpy()
+        return Published(left_xy.numpy()[alike], disparity.numpy()[alike])
+
+
+def stereo_limits(config: FrontendConfig, width: int) -> np.ndarray:
+    """The limits that `StereoFrontend` sets without calibration, as `match_stereo` takes them."""
+    return np.float32(
+        [config.row_tolerance, -1, width + 1, config.min_similarity, config.min_margin]
+    )
+
+
+def match_limited(left: Found, right: Found, limits: np.ndarray) -> np.ndarray:
+    """Matches by the front end's matcher, (M, 2) indices; descriptors are made unit vectors."""
+    count = max(len(left.xy), len(right.xy))
+    xy = torch.zeros(2, count, 2)
+    descriptors = torch.zeros(2, count, left.descriptors.shape[1])
+    valid = torch.zeros(2, count, dtype=torch.bool)
+    for i, found in enumerate((left, right)):
+        n = len(found.xy)
+        xy[i, :n] = torch.from_numpy(np.float32(found.xy))
+        descriptors[i, :n] = F.normalize(torch.from_numpy(np.float32(found.descriptors)), dim=-1)
+        valid[i, :n] = True
+    row, _ = match_stereo(xy, valid, descriptors, torch.from_numpy(limits), with_margin=False)
+    matched = np.flatnonzero(row.numpy() >= 0)
+    return np.column_stack([matched, row.numpy()[matched]])

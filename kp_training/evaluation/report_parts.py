@@ -1,0 +1,74 @@
+"""What the reports of all evaluations share."""
+
+from __future__ import annotations
+
+from kp_training.evaluation.metrics import LESS_IS_BETTER, Value
+from kp_training.evaluation.page import Page
+from kp_training.evaluation.results import provenance, without_value
+
+LABELS = {
+    "matching_accuracy": "matching accuracy",
+    "total_matches": "matches",
+    "disparity_accuracy": "disparity accuracy",
+    "correct_matches": "correct matches",
+    "disparity_error_px": "median error, px",
+    "repeatability": "repeatability",
+    "repeatability_1px": "repeatability 1 px",
+    "repeatability_unoccluded": "repeatability, unoccluded",
+    "repeatability_unoccluded_1px": "unoccluded, 1 px",
+    "descriptor_map": "descriptor mAP",
+    "inference_ms": "ms per image",
+    "stereo_accuracy": "accuracy",
+    "stereo_matches": "matches",
+    "stereo_correct_matches": "correct matches",
+    "stereo_error_px": "median error, px",
+    "matching_score": "matching score",
+    **{f"homography_accuracy_{t}px": f"H within {t} px" for t in (1, 3, 5)},
+}
+
+
+def add_end(page: Page, metrics: dict) -> None:
+    """What was left out, and how the page came about."""
+    page.heading("Left out")
+    skipped = metrics["protocol"]["skipped"]
+    page.text(f"Skipped, not part of any mean: {len(skipped)}." if skipped else "Nothing skipped.")
+    page.items(skipped)
+    missing = without_value(metrics)
+    if missing:
+        page.text("Means over fewer scenes, where a scene has no value (no correct match):")
+        page.items(missing)
+    page.heading("How this was made")
+    facts = provenance()
+    page.code(facts.pop("command"))
+    page.table([{"what": name, "value": words} for name, words in facts.items()])
+
+
+def add_means(page: Page, metrics: dict, names: tuple[str, ...], caption: str) -> None:
+    """A row for each method."""
+    best = {LABELS[m]: "min" if m in LESS_IS_BETTER else "max" for m in names}
+    rows = [
+        labelled({"method": name} | {m: mean_and_std(found[m]) for m in names})
+        for name, found in metrics["methods"].items()
+    ]
+    page.table(rows, caption, best)
+
+
+def mean_and_std(metric: dict) -> Value | tuple[float, float]:
+    """A metric's cell."""
+    return None if metric["mean"] is None else (metric["mean"], metric["std"])
+
+
+def labelled(row: dict) -> dict:
+    """A row with metrics named for readers."""
+    return {LABELS.get(name, name): value for name, value in row.items()}
+
+
+def many(count: int, what: str) -> str:
+    """A number of things."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def size_words(protocol: dict) -> str:
+    """The images' size."""
+    size = protocol["size"]
+    return "native size" if isinstance(size, str) else f"{size[0]}x{size[1]}"

@@ -1,0 +1,68 @@
+"""What all evaluations share: means over scenes, repeatable runs, and how a run came about."""
+
+from __future__ import annotations
+
+import random
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+
+import cv2
+import numpy as np
+import torch
+
+from kp_frontend.doctor import machine
+
+
+def summary(names: Iterable[str], rows: Mapping[str, Mapping[str, float | None]]) -> dict:
+    """For each metric `mean` and `std` over the scenes that have a value, and `per_scene`.
+
+    The standard deviation is that of the scenes (dividing by their number). Scenes without a value
+    have None in `per_scene`; if none has one, so are mean and deviation.
+
+    Args:
+        names: of the metrics.
+        rows: for each scene its metrics.
+    """
+    found = {}
+    for name in names:
+        values = {scene: row[name] for scene, row in rows.items()}
+        known = [value for value in values.values() if value is not None]
+        found[name] = {
+            "mean": float(np.mean(known)) if known else None,
+            "std": float(np.std(known)) if known else None,
+            "per_scene": values,
+        }
+    return found
+
+
+def without_value(metrics: Mapping) -> list[str]:
+    """Which means leave out scenes, in words."""
+    lines = []
+    for method, found in metrics["methods"].items():
+        for name, metric in found.items():
+            values = metric["per_scene"].values()
+            missing = sum(value is None for value in values)
+            if 0 < missing < len(values):
+                lines.append(f"{method}, {name}: no value in {missing} of {len(values)}")
+    return lines
+
+
+def seed_everything(seed: int = 0) -> None:
+    """Seed the random generators of Python, numpy, torch and OpenCV (FLANN's trees)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    cv2.setRNGSeed(seed)
+
+
+def provenance() -> dict[str, str]:
+    """The command that is running, versions and machine, in words."""
+    arguments = shlex.join(sys.argv[1:])
+    return {
+        "command": f"kp {arguments}",
+        "kp_frontend": version("kp_frontend"),
+        "threads": str(torch.get_num_threads()),
+        **machine(),
+    }
