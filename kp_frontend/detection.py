@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from kp_frontend.network import CELL
 
 LEVELS = 2**19  # steps of a score where it is packed: with 4 bits of place, 24-bit integers
+COLD = 0.003  # heat of a pixel below which it is no keypoint: constant images have no more
 REFINE_RADIUS = 2  # of the window whose centroid is the sub-pixel position, pixels
 
 
@@ -25,6 +26,19 @@ def heatmap(logits: Tensor) -> Tensor:
     """Keypoint probability of each pixel, (B, H, W), from cell logits (B, 65, H/8, W/8)."""
     cells = logits.float().softmax(1)[:, : CELL * CELL]
     return F.pixel_shuffle(cells, CELL)[:, 0]
+
+
+def ranking(heat: Tensor) -> Tensor:
+    """By what keypoints are ranked, (B, H, W) in 0..1: the heat of the 3x3 pixels around each.
+
+    A keypoint between pixels is spread over up to four of them: the height of its peak alone says
+    how it falls on the pixel grid, which differs between views. Pixels that are nearly cold
+    themselves count for nothing.
+    """
+    padded = F.pad(heat, (1, 1, 1, 1))
+    rows = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]
+    around = (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]).clamp(max=1.0)
+    return around * (heat > COLD)
 
 
 def block_side(radius: int) -> int:
@@ -170,7 +184,7 @@ def detect(
     inner = torch.zeros_like(heat)
     inner[:, border : height - border, border : width - border].fill_(1.0)
     side = block_side(radius)
-    peaks = suppress(block_peaks(heat * inner, side), radius)
+    peaks = suppress(block_peaks(ranking(heat) * inner, side), radius)
     scores, pixels = top_keypoints(peaks, side, count)
     x, y = refine(heat, pixels).unbind(-1)  # with a narrow border the window may reach beyond
     xy = torch.stack([x.clamp(0, width - 1), y.clamp(0, height - 1)], -1)

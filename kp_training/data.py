@@ -1,49 +1,40 @@
 """Training samples: a source image, its keypoints and the geometry of two views of it.
 
 A sample is a function of the seed and its position in the run alone, so a run that is resumed at
-step N sees exactly what it would have seen without the stop. Workers only decode and draw numbers;
+step N sees exactly what it would have seen without the stop, and so do several processes together
+that share the work of one. Workers only decode and draw numbers;
 pixels are warped on the training device (views.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
+from kp_training.config import TrainConfig, ViewConfig
 from kp_training.labels import Labels
-
-
-@dataclass(frozen=True)
-class ViewConfig:
-    """How the two views of a source image are drawn. Sizes in pixels, angles in degrees."""
-
-    height: int = 240
-    width: int = 320
-    canvas: int = 512  # source images are cut to this size
-    most_keypoints: int = 2000
-    zoom: tuple[float, float] = (0.6, 1.4)  # source pixels per view pixel
-    stereo_share: float = 0.5  # share of samples whose views are like a rectified stereo pair
-    rotation: float = 25.0
-    scale: float = 1.3  # factor between the views, drawn log-uniformly either way
-    shift: float = 0.12  # of the view's size
-    perspective: float = 0.12  # largest move of a corner, of the view's size
-    disparity: float = 64.0  # largest mean disparity of a stereo-like pair
-    relief: float = 24.0  # largest deviation of a surface from the mean disparity
+from kp_training.pairs import find_pairs, right_disparity
+from kp_training.views import NOISE
 
 
 class PairDataset(Dataset):
-    """`steps * batch` samples; sample i is drawn with the generator of (seed, i).
+    """`samples` samples; sample i is drawn with the generator of (seed, i).
 
-    A sample is a dict of numpy arrays: `canvas` (1, C, C) uint8, the source image cut and padded
-    with the grey level `fill`; `keypoints` (K, 3) float32, x, y, repeat on the canvas, NaN where
-    there are fewer;
+    A sample is a dict of numpy arrays: `canvas` (2, C, C) uint8, for each view the source image
+    cut and padded with the grey level `fill`; `keypoints` (2, K, 4) float32, x, y, repeat, response
+    on the canvas, NaN where there are fewer;
     `to_view` (2, 3, 3) float32, homographies canvas -> view; `relief` (2, 5, 7) float32, a coarse
     map of displacements along rows that is added to each view (0 for homographic pairs); `blocky`,
-    whether that map has steps (depth edges) or is smooth; `noise` (2, 8) float32, uniform numbers
-    for the photometric changes.
+    whether that map has steps (depth edges) or is smooth; `noise` (2, NOISE) float32, uniform
+    numbers for the photometric changes.
+
+    Both views show one image, or, where the images are of stereo pairs with disparity, a real
+    pair. Then there is also `disparity` (C, C) float32, at the pixels of the right canvas, 0 where
+    it is not known or both views show one image, and `real`, which of both it is.
     """
 
     def __init__(
@@ -51,6 +42,13 @@ class PairDataset(Dataset):
     ) -> None:
         self.labels, self.indices, self.samples = labels, indices, samples
         self.seed, self.config = seed, config
+        self._epoch, self._order = -1, indices
+        index = {Path(path).as_posix(): i for i, path in enumerate(labels.paths)}
+        self._pairs = {
+            index[pair.left]: (index[pair.right], pair)
+            for pair in find_pairs(labels.folder)
+            if pair.disparity and pair.left in index and pair.right in index
+        }
 
     def __len__(self) -> int:
         return self.samples
@@ -58,48 +56,78 @@ class PairDataset(Dataset):
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng([self.seed, i])
         epoch, position = divmod(i, len(self.indices))
-        order = np.random.default_rng([self.seed, epoch, 1 << 20]).permutation(self.indices)
-        index = int(order[position])
-        image = cv2.imread(str(self.labels.folder / self.labels.paths[index]), cv2.IMREAD_GRAYSCALE)
-        canvas, keypoints = self._cut(image, self.labels.of_image(index), rng)
-        height, width = canvas.shape
+        if epoch != self._epoch:
+            shuffle = np.random.default_rng([self.seed, epoch, 1 << 20])
+            self._epoch, self._order = epoch, shuffle.permutation(self.indices)
+        index = int(self._order[position])
+        real = index in self._pairs and rng.random() < self.config.real_share
+        sources = [index, self._pairs[index][0]] if real else [index]
+        images = [self._read(source) for source in sources]
+        height, width = (min(n, self.config.canvas) for n in images[0].shape)
+        corner = [
+            int(rng.integers(images[0].shape[k] - n + 1)) for k, n in ((1, width), (0, height))
+        ]
         # What lies beyond the image is flat, of any brightness: nothing is to be seen there.
         fill = np.uint8(rng.integers(256))
-        padded = np.full((1, self.config.canvas, self.config.canvas), fill, np.uint8)
-        padded[0, :height, :width] = canvas
-        points = np.full((self.config.most_keypoints, 3), np.nan, np.float32)
-        points[: len(keypoints)] = keypoints[: len(points)]
-        to_view, relief = self._geometry(height, width, rng)
-        return {
-            "canvas": padded,
+        mirrored = not real and rng.random() < 0.5  # a mirrored pair would be one of another rig
+        cuts = [
+            self._cut(image, self.labels.of_image(source), corner, mirrored, fill)
+            for image, source in zip(images, sources, strict=True)
+        ]
+        to_view, relief = self._geometry(height, width, rng, real)
+        sample = {
+            "canvas": np.stack([cuts[0][0], cuts[-1][0]]),
             "fill": np.float32(fill),
-            "keypoints": points,
+            "keypoints": np.stack([cuts[0][1], cuts[-1][1]]),
             "to_view": to_view,
             "relief": relief,
             "blocky": np.bool_(rng.random() < 0.5),
-            "noise": rng.random((2, 8), np.float32),
+            "noise": rng.random((2, NOISE), np.float32),
         }
+        if self._pairs:
+            sample["real"] = np.bool_(real)
+            sample["disparity"] = np.zeros((self.config.canvas,) * 2, np.float32)
+        if real:
+            x, y = corner
+            disparity = right_disparity(self.labels.folder, self._pairs[index][1])
+            sample["disparity"][:height, :width] = disparity[y : y + height, x : x + width]
+        return sample
+
+    def _read(self, index: int) -> np.ndarray:
+        path = self.labels.folder / self.labels.paths[index]
+        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        if image is None:
+            raise ValueError(f"{path} cannot be read any more")
+        return image
 
     def _cut(
-        self, image: np.ndarray, keypoints: np.ndarray, rng: np.random.Generator
+        self,
+        image: np.ndarray,
+        keypoints: np.ndarray,
+        corner: list[int],
+        mirrored: bool,
+        fill: np.uint8,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A canvas-sized part of an image somewhere, with its keypoints, maybe mirrored."""
-        size = self.config.canvas
-        x = rng.integers(max(image.shape[1] - size, 0) + 1)
-        y = rng.integers(max(image.shape[0] - size, 0) + 1)
+        """The canvas at a corner (x, y) of an image, and (K, 4) the keypoints on it."""
+        (x, y), size = corner, self.config.canvas
         image = image[y : y + size, x : x + size]
-        keypoints = keypoints - np.float32([x, y, 0])
-        inside = (keypoints[:, :2] >= 0).all(1)
-        inside &= (keypoints[:, 0] < image.shape[1]) & (keypoints[:, 1] < image.shape[0])
-        keypoints = keypoints[inside]
-        if rng.random() < 0.5:
+        height, width = image.shape
+        keypoints = keypoints - np.float32([x, y, 0, 0])
+        inside = (keypoints[:, :2] >= 0).all(1) & (keypoints[:, :2] < [width, height]).all(1)
+        keypoints = keypoints[inside][: self.config.most_keypoints]
+        if mirrored:
             image = image[:, ::-1]
-            keypoints = keypoints * np.float32([-1, 1, 1]) + np.float32([image.shape[1] - 1, 0, 0])
-        return image, keypoints
+            keypoints = keypoints * np.float32([-1, 1, 1, 1]) + np.float32([width - 1, 0, 0, 0])
+        canvas = np.full((size, size), fill, np.uint8)
+        canvas[:height, :width] = image
+        points = np.full((self.config.most_keypoints, 4), np.nan, np.float32)
+        points[: len(keypoints)] = keypoints
+        return canvas, points
 
     def _geometry(
-        self, height: int, width: int, rng: np.random.Generator
+        self, height: int, width: int, rng: np.random.Generator, real: bool
     ) -> tuple[np.ndarray, np.ndarray]:
+        """Homographies of both views and the relief; a real pair is only scaled and moved."""
         c = self.config
         low, high = c.zoom
         high = max(low, min(high, 1.05 * width / c.width, 1.05 * height / c.height))
@@ -110,17 +138,17 @@ class PairDataset(Dataset):
         centre = np.array([width, height]) / 2 + rng.uniform(-room, room)
         square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float64)
         target = np.float32((square + 1) / 2 * [c.width, c.height] - 0.5)
-        stereo = rng.random() < c.stereo_share
+        stereo = not real and rng.random() < c.stereo_share
         to_view = []
         for view in range(2):
             corners = square * half
-            if view == 1 and not stereo:
+            if view == 1 and not stereo and not real:
                 angle = np.deg2rad(rng.uniform(-c.rotation, c.rotation))
                 turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
                 corners = corners @ turn * c.scale ** rng.uniform(-1, 1)
                 corners += rng.uniform(-1, 1, 2) * c.shift * 2 * half
                 corners += rng.uniform(-1, 1, (4, 2)) * c.perspective * half
-            elif view == 1:  # a rig whose rows are off a little
+            elif view == 1 and stereo:  # a rig whose rows are off a little
                 corners += rng.uniform(-1, 1, (4, 2)) * [3.0, 0.7]
             to_view.append(cv2.getPerspectiveTransform(np.float32(corners + centre - 0.5), target))
         relief = np.zeros((2, 5, 7), np.float32)
@@ -128,3 +156,17 @@ class PairDataset(Dataset):
             mean = rng.uniform(0, c.disparity)
             relief[1] = mean + rng.uniform(0, c.relief) * rng.uniform(-1, 1, (5, 7))
         return np.float32(to_view), relief
+
+
+def micro_batches(
+    config: TrainConfig, start: int, steps: int, rank: int = 0, world: int = 1
+) -> Iterator[range]:
+    """Samples of each micro-batch of a run from step `start` on, as one of `world` processes.
+
+    A step's micro-batches are dealt to the processes in turn, so that one process and several see
+    the same ones.
+    """
+    for step in range(start, steps):
+        for micro in range(rank, config.batch // config.micro, world):
+            first = step * config.batch + micro * config.micro
+            yield range(first, first + config.micro)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from kp_frontend.network import CELL
+
+ROW_BAND = 8.0  # pixels up and down
 
 
 def keypoint_target(points: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
@@ -43,12 +47,108 @@ def detector_loss(logits: Tensor, target: Tensor) -> Tensor:
     return -(target * logits.log_softmax(1)).sum(1).mean()
 
 
+def gaussian_heatmap(
+    points: Tensor, weight: Tensor, height: int, width: int, sigma: float
+) -> Tensor:
+    """A Gaussian of peak 1 around each keypoint, (B, H, W); where they meet, their sum, at most 1.
+
+    Args:
+        points: (B, N, 2) pixels; the Gaussian stands on the nearest one.
+        weight: (B, N), 0 leaves a point out.
+        sigma: pixels.
+    """
+    x, y = points.round().unbind(-1)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (weight > 0)
+    place = torch.where(inside, y * width + x, 0.0).long()
+    heat = points.new_zeros(points.shape[0], height * width)
+    heat = heat.scatter_reduce(1, place, inside.to(heat.dtype), "amax")
+    radius = int(3 * sigma + 0.5)
+    steps = torch.arange(-radius, radius + 1, device=points.device, dtype=points.dtype)
+    bell = torch.exp(-(steps**2) / (2 * sigma**2))[None, None, None]
+    heat = heat.reshape(-1, 1, height, width)
+    heat = F.conv2d(F.conv2d(heat, bell, padding=(0, radius)), bell.mT, padding=(radius, 0))
+    return heat[:, 0].clamp(max=1.0)
+
+
+def heatmap_loss(logits: Tensor, target: Tensor, positive_weight: float) -> Tensor:
+    """Weighted binary cross entropy of each pixel against a heatmap (B, H, W) in 0..1.
+
+    A pixel's logit is its channel's minus its cell's "none", so that the network stays one of
+    65-way cells and its weights are used as any other's.
+    """
+    pixels = F.pixel_shuffle(logits[:, :-1] - logits[:, -1:], CELL)[:, 0]
+    weight = torch.as_tensor(positive_weight, device=logits.device)
+    return F.binary_cross_entropy_with_logits(pixels, target, pos_weight=weight)
+
+
+def triplet_loss(
+    left: Tensor, right: Tensor, points: Tensor, valid: Tensor, margin: float, near: float = 5.0
+) -> tuple[Tensor, Tensor]:
+    """Triplet margin loss: a keypoint, the same in the other view, and any other one there.
+
+    Arguments and results are `descriptor_loss`'s; `margin` is between the Euclidean distances.
+    """
+    count = left.shape[1]
+    far = (torch.cdist(points, points) >= near) & valid[:, None, :]
+    drawn = (torch.rand_like(far, dtype=left.dtype) * far).argmax(2)
+    negative = right.gather(1, drawn[..., None].expand_as(right))
+    usable = valid & far.any(2)
+    loss = F.triplet_margin_loss(left, right, negative, margin=margin, reduction="none")
+    similarity = (left @ right.transpose(1, 2)).masked_fill(~valid[:, None, :], -2.0)
+    truth = torch.arange(count, device=left.device)
+    right_one = similarity.argmax(2) == truth
+    right_one &= similarity.masked_fill(~valid[:, :, None], -2.0).argmax(1) == truth
+    total = valid.sum().clamp(min=1)
+    return (loss * usable).sum() / usable.sum().clamp(min=1), (right_one & valid).sum() / total
+
+
+def matched_rightly(
+    descriptors: tuple[Tensor, Tensor], xy: tuple[Tensor, Tensor], place: Tensor, within: float
+) -> tuple[Tensor, Tensor]:
+    """Which keypoints of two views (B, K) are mutual nearest neighbours and lie where they should.
+
+    Args:
+        descriptors: (B, K, D) unit descriptors of each view's keypoints.
+        xy: (B, K, 2) the keypoints.
+        place: (B, K, 2) where those of the first view truly are in the second.
+        within: pixels.
+    """
+    similarity = descriptors[0] @ descriptors[1].transpose(1, 2)
+    there, back = similarity.argmax(2), similarity.argmax(1)
+    mutual = back.gather(1, there) == torch.arange(there.shape[1], device=there.device)
+    found = xy[1].gather(1, there[..., None].expand(-1, -1, 2))
+    first = mutual & ((found - place).norm(dim=-1) <= within)
+    return first, first.gather(1, back) & (
+        there.gather(1, back) == torch.arange(back.shape[1], device=back.device)
+    )
+
+
+def matchability_loss(heat: Tensor, pixels: Tensor, right: Tensor, counts: Tensor) -> Tensor:
+    """Binary cross entropy between keypoints' scores and whether their matches came out right.
+
+    Scores so become the probability of a right match: what does not repeat or is confused with
+    others falls behind (the round-trip success of Gleize et al., "SiLK", 2023). A keypoint's
+    score is the heat of the 3x3 pixels around it: a keypoint between pixels is spread over four.
+
+    Args:
+        heat: (B, H, W) keypoint probabilities, with gradient.
+        pixels: (B, K, 2) int64 places of the keypoints.
+        right: (B, K) bool.
+        counts: (B, K) bool, which keypoints have a say.
+    """
+    mass = F.avg_pool2d(heat[:, None], 3, stride=1, padding=1)[:, 0] * 9
+    scores = mass.flatten(1).gather(1, pixels[..., 1] * heat.shape[2] + pixels[..., 0])
+    loss = F.binary_cross_entropy(scores.clamp(1e-4, 1 - 1e-4), right.float(), reduction="none")
+    return (loss * counts).sum() / counts.sum().clamp(min=1)
+
+
 def descriptor_loss(
     left: Tensor,
     right: Tensor,
     points: Tensor,
     valid: Tensor,
     temperature: float,
+    row_weight: float = 1.0,
     near: float = 5.0,
 ) -> tuple[Tensor, Tensor]:
     """Dual-softmax InfoNCE over the keypoints of each pair (van den Oord et al., 2018).
@@ -58,6 +158,8 @@ def descriptor_loss(
         points: (B, N, 2) their place in the right view; other points nearer than `near` pixels
             to the true one are no negatives.
         valid: (B, N) bool, which correspondences count.
+        row_weight: how much negatives count that lie in the row band which stereo matching
+            searches, 8 px up and down; others count 1.
 
     Returns:
         The loss, and the share of correspondences that are mutual nearest neighbours.
@@ -68,6 +170,9 @@ def descriptor_loss(
     close = (torch.cdist(points, points) < near) & ~same
     hidden = ~valid[:, :, None] | ~valid[:, None, :] | close
     scores = (similarity / temperature).masked_fill(hidden & ~same, -1e4)
+    if row_weight != 1.0:
+        band = (points[:, :, None, 1] - points[:, None, :, 1]).abs() < ROW_BAND
+        scores = scores + math.log(row_weight) * (band & ~same)
     truth = torch.arange(count, device=left.device).expand(left.shape[0], -1)
     loss = F.cross_entropy(scores.transpose(1, 2), truth, reduction="none")
     loss = (loss + F.cross_entropy(scores, truth, reduction="none")) / 2

@@ -8,12 +8,14 @@ training can leave out, or prefer, as it does with SIFT's.
 
 from __future__ import annotations
 
+import hashlib
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,15 +27,10 @@ from kp_frontend.detection import (
     suppress,
     top_keypoints,
 )
-from kp_frontend.network import STRIDE, KeypointNetwork, load_network
-from kp_training.labels import (
-    Labels,
-    check_writable,
-    find_images,
-    random_homography,
-    write_labels,
-)
-from kp_training.views import native_bf16, photometric, sample, transform
+from kp_frontend.network import STRIDE, KeypointNetwork, load_network, weights_path
+from kp_training.classics import random_homography
+from kp_training.labels import Labels, check_writable, label_in_parts
+from kp_training.views import NOISE, native_bf16, photometric, sample, transform
 
 BORDER = 6  # of a view, pixels, in which responses do not count: the network sees its edge there
 SAME = 1.5  # pixels within which a keypoint of a view is the same
@@ -72,7 +69,7 @@ def adapted_keypoints(
     source = transform(torch.linalg.inv(to_view), pixels)
     seen = sample(image.expand(views, 1, -1, -1), source).reshape(views, 1, height, width)
     seen[1:] = photometric(
-        seen[1:], torch.from_numpy(rng.random((views - 1, 8), np.float32)).to(image.device)
+        seen[1:], torch.from_numpy(rng.random((views - 1, NOISE), np.float32)).to(image.device)
     )
     with torch.autocast(image.device.type, torch.bfloat16, native_bf16(image.device.type)):
         logits = network(seen.contiguous(memory_format=torch.channels_last))[0]
@@ -117,7 +114,6 @@ def relabel_folder(
     device: str = "cpu",
     views: int = 12,
     most: int = 2000,
-    seed: int = 0,
 ) -> tuple[Labels, list[Path]]:
     """Label every image below a folder with a network's own keypoints; see `label_folder`.
 
@@ -126,17 +122,23 @@ def relabel_folder(
     """
     network = load_network(model).to(device, memory_format=torch.channels_last)
     check_writable(out)
-    rows: dict[Path, np.ndarray | None] = {}
-    for i, path in enumerate(track(find_images(folder), description="labelling")):
-        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-        rows[path] = None
-        if image is None:
-            continue
-        grey = torch.from_numpy(image).to(device).float()
-        height, width = grey.shape
-        padded = F.pad(grey[None], (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")[0]
-        found = adapted_keypoints(network, padded, views, most, seed + i)
-        found = found[(found[:, 0] < width) & (found[:, 1] < height)]
-        size = np.full(len(found), 8.0)  # a network's keypoints have none; what NMS keeps apart
-        rows[path] = np.column_stack([found[:, :3], size, found[:, 3]])
-    return write_labels(folder, out, rows)
+
+    def rows_of(paths: list[Path]) -> Iterator[np.ndarray | None]:
+        for path in paths:
+            image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+            if image is None:
+                yield None
+                continue
+            grey = torch.from_numpy(image).to(device).float()
+            height, width = grey.shape
+            padding = (0, -width % STRIDE, 0, -height % STRIDE)
+            padded = F.pad(grey[None], padding, mode="replicate")[0]
+            seed = zlib.crc32(path.relative_to(folder).as_posix().encode())
+            found = adapted_keypoints(network, padded, views, most, seed)
+            found = found[(found[:, 0] < width) & (found[:, 1] < height)]
+            size = np.full(len(found), 8.0)  # a network's keypoints have none; NMS keeps them apart
+            yield np.column_stack([found[:, :3], size, found[:, 3]])
+
+    digest = hashlib.sha256(weights_path(model).read_bytes()).hexdigest()
+    settings = {"model": digest, "most": most, "views": views}
+    return label_in_parts(folder, out, rows_of, settings)

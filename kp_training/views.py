@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kp_training.config import TrainConfig
+
+NOISE = 8  # uniform numbers that fix the light of a view
+
 
 def native_bf16(device: str) -> bool:
     """Whether the training device multiplies bf16 natively, so that it is a gain."""
-    return device != "cpu" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def displacement(relief: Tensor, blocky: Tensor, height: int, width: int) -> Tensor:
@@ -68,24 +76,138 @@ def warp_points(points: Tensor, to_view: Tensor, shift: Tensor) -> tuple[Tensor,
     return place, inside & (residual < 0.25)
 
 
-def photometric(image: Tensor, noise: Tensor) -> Tensor:
-    """Light and sensor: gamma, contrast, brightness, a gradient of light, blur and noise.
+def photometric(image: Tensor, noise: Tensor, kind: str = "camera") -> Tensor:
+    """Light and sensor.
 
     Args:
         image: (B, 1, H, W) in 0..255.
-        noise: (B, 8) uniform numbers that fix every change but the sensor noise's pixels.
+        noise: (B, NOISE) uniform numbers that fix every change but the sensor noise's pixels.
+        kind: `jitter` changes contrast and brightness alone; `camera` also gamma, a gradient of
+            light, blur and noise; `strong` also the lens's vignetting and JPEG's blocks, and
+            stronger noise.
 
     Returns:
         (B, 1, H, W) float, rounded to what an 8-bit camera would give.
     """
     u = (noise * 2 - 1)[:, :, None, None, None]
-    ramp = torch.linspace(-1, 1, image.shape[3], device=image.device)
-    x = (image / 255).clamp(0, 1) ** torch.exp(0.5 * u[:, 0])
+    x = (image / 255).clamp(0, 1)
+    if kind != "jitter":
+        x = x ** torch.exp(0.5 * u[:, 0])
     x = (x - 0.5) * torch.exp(0.3 * u[:, 1]) + 0.5 + 0.1 * u[:, 2]
-    x = x * (1 + 0.3 * u[:, 3] * ramp)
+    if kind == "jitter":
+        return (x * 255).round().clamp(0, 255)
+    across = torch.linspace(-1, 1, image.shape[3], device=image.device)
+    x = x * (1 + 0.3 * u[:, 3] * across)
+    if kind == "strong":
+        down = torch.linspace(-1, 1, image.shape[2], device=image.device)[:, None]
+        x = x * (1 - 0.25 * u[:, 6].clamp(min=0) * (across**2 + down**2))
     kernel = torch.tensor([1.0, 2.0, 1.0], device=image.device)
     kernel = (kernel[:, None] * kernel / 16)[None, None]
     blurred = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel)
     x = torch.where(u[:, 4] > 0, x, torch.lerp(x, blurred, -u[:, 4]))
-    x = x + torch.randn_like(x) * 0.02 * noise[:, 5, None, None, None] ** 2
+    most = 0.04 if kind == "strong" else 0.02
+    x = x + torch.randn_like(x) * most * noise[:, 5, None, None, None] ** 2
+    if kind == "strong":
+        x = torch.where(u[:, 7] > 0.3, x, block_quantised(x, 0.12 * (0.3 - u[:, 7])))
     return (x * 255).round().clamp(0, 255)
+
+
+def block_quantised(image: Tensor, step: Tensor) -> Tensor:
+    """What JPEG leaves of images (B, 1, H, W): the DCT of each 8x8 block, rounded to multiples of
+    `step`, (B, 1, 1, 1), that grows with the frequency. H and W multiples of 8."""
+    n = torch.arange(8, device=image.device, dtype=image.dtype)
+    dct = torch.cos(math.pi / 8 * (n + 0.5) * n[:, None]) / 2
+    dct[0] /= math.sqrt(2)
+    basis = torch.einsum("iy,jx->ijyx", dct, dct).reshape(64, 1, 8, 8)
+    frequency = (1 + n + n[:, None]).reshape(1, 64, 1, 1)
+    step = step.clamp(min=1e-4) * frequency
+    blocks = F.conv2d(image, basis, stride=8)
+    return F.conv_transpose2d((blocks / step).round() * step, basis, stride=8)
+
+
+def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tensor]:
+    """Render both views of a batch, with everything the losses need.
+
+    Returns:
+        `images` (2, B, 1, H, W); `labels` (2, B, K, 2) places of the labelled keypoints in each
+        view and `sure` (2, B, K) how much each counts there, 0 where it is not seen; `points`
+        (2, B, M, 2) pixels of corresponding points in each view, `valid` (B, M) bool; `shift`
+        (2, B, H, W), the displacement along the row of each view, and `known`, 1 where it is.
+    """
+    height, width = config.views.height, config.views.width
+    canvases, keypoints = batch["canvas"].float(), batch["keypoints"]
+    fill = batch["fill"][:, None, None, None]
+    size, count = canvases.shape[-1], keypoints.shape[2]
+    # Descriptors are also trained away from keypoints: a quarter of the points are anywhere.
+    anywhere = torch.rand(len(canvases), count // 4, 2, device=canvases.device) * size
+    candidates = torch.cat([keypoints[:, 0, :, :2], anywhere], 1)
+    images, labels, sure, places, seen, shifts, knowns = [], [], [], [], [], [], []
+    for view in range(2):
+        to_view = batch["to_view"][:, view]
+        shift = displacement(batch["relief"][:, view], batch["blocky"], height, width)
+        canvas = canvases[:, view, None] - fill
+        image = fill + warp_image(canvas, to_view, shift)  # outside, samples are 0
+        images.append(photometric(image, batch["noise"][:, view], config.views.photometric))
+        given = keypoints[:, view]
+        place, visible = warp_points(given[..., :2], to_view, shift)
+        kept = visible & (given[..., 2] >= config.lowest_repeat)
+        kept &= given[..., 3] >= config.lowest_response
+        labels.append(place)
+        sure.append(kept * given[..., 2].nan_to_num() if config.weigh_by_repeat else kept.float())
+        known = torch.ones_like(shift)
+        if view == 1 and "real" in batch:  # the right image of a pair was seen as it is
+            shift, known = _real_shift(batch, shift)
+        place, visible = warp_points(candidates, to_view, shift)
+        visible &= sample(known[:, None], place)[:, 0] > 0.99
+        places.append(place)
+        seen.append(visible & ~candidates.isnan().any(-1))
+        shifts.append(shift)
+        knowns.append(known)
+    both = seen[0] & seen[1]
+    order = (torch.rand(both.shape, device=both.device) + both).topk(config.correspondences, 1)
+    chosen = order.indices[..., None].expand(-1, -1, 2)
+    return {
+        "images": torch.stack(images),
+        "labels": torch.stack(labels),
+        "sure": torch.stack(sure),
+        "points": torch.stack([place.gather(1, chosen) for place in places]),
+        "valid": order.values >= 1,
+        "shift": torch.stack(shifts),
+        "known": torch.stack(knowns),
+    }
+
+
+def _real_shift(batch: dict[str, Tensor], shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Displacement in the right view, (B, H, W), by true disparity where a sample is a real pair,
+    and where it is known, (B, H, W), 0 or 1."""
+    to_view, (_, height, width) = batch["to_view"][:, 1], shift.shape
+    scale, move = to_view[:, 0, 0], to_view[:, :2, 2]
+    y, x = torch.meshgrid(
+        *(torch.arange(n, device=shift.device, dtype=shift.dtype) for n in (height, width)),
+        indexing="ij",
+    )
+    size = batch["disparity"].shape[-1]
+    pixels = torch.stack([x, y], -1)[None] - move[:, None, None]
+    grid = (pixels / scale[:, None, None, None] + 0.5) / size * 2 - 1
+    true = F.grid_sample(batch["disparity"][:, None], grid, "nearest", align_corners=False)[:, 0]
+    real = batch["real"][:, None, None]
+    known = torch.where(real, (true > 0).to(shift.dtype), 1.0)
+    return torch.where(real, true * scale[:, None, None], shift), known
+
+
+def across_views(
+    points: Tensor, view: int, batch: dict[str, Tensor], views: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Where points (B, N, 2) of one view lie in the other, and whether they are seen there.
+
+    Args:
+        view: 0 or 1, which view the points belong to.
+        views: from `make_views`, of the batch.
+    """
+    shift, known = views["shift"], views["known"]
+    offset = sample(shift[view][:, None], points)[:, 0]
+    moved = torch.stack([points[..., 0] + offset, points[..., 1]], -1)
+    source = transform(torch.linalg.inv(batch["to_view"][:, view]), moved)
+    place, visible = warp_points(source, batch["to_view"][:, 1 - view], shift[1 - view])
+    visible &= sample(known[view][:, None], points)[:, 0] > 0.99
+    return place, visible & (sample(known[1 - view][:, None], place)[:, 0] > 0.99)

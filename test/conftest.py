@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from kp_msgs.msg import StereoFeatures
 from sensor_msgs.msg import CameraInfo, Image
 
 from kp_frontend.ros import standins
+from kp_training.labels import label_folder
 
 standins.put_on_path()
 from cv_bridge import CvBridge  # noqa: E402
@@ -41,6 +43,24 @@ def pair() -> tuple[np.ndarray, np.ndarray]:
         np.ascontiguousarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[120:360, 200:520])
         for image in (left, right)
     )
+
+
+@pytest.fixture(scope="session")
+def training_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four images to train on."""
+    folder = tmp_path_factory.mktemp("images")
+    for name in ("camera", "brick", "coins", "grass"):
+        image = getattr(skimage.data, name)()
+        cv2.imwrite(str(folder / f"{name}.png"), cv2.resize(image, (400, 300)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def training_labels(training_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their labels."""
+    file = tmp_path_factory.mktemp("labels") / "labels.npz"
+    label_folder(training_images, file, views=1)
+    return file
 
 
 class NodeProcess:

@@ -13,6 +13,7 @@ from kp_frontend.detection import (
     block_side,
     detect,
     heatmap,
+    ranking,
     refine,
     sample_descriptors,
     suppress,
@@ -31,6 +32,18 @@ def greedy(heat: np.ndarray, radius: int) -> np.ndarray:
         kept[y, x] = heat[y, x]
         left[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1] = 0
     return kept
+
+
+def test_keypoints_rank_alike_wherever_they_lie_between_pixels():
+    heat = torch.full((1, 20, 40), 0.001)  # as of a constant image
+    heat[0, 5, 10] = 0.8
+    heat[0, 12:14, 25:27] = 0.2  # the same keypoint half a pixel further each way
+    found = ranking(heat)
+    first, second = found[0, :, :18].max(), found[0, :, 18:].max()
+    torch.testing.assert_close(first, second, rtol=0.02, atol=0)
+    assert found[0, 5, 10] == first  # the peak itself
+    assert (found > 0).sum() == 5  # and what is cold itself is none
+    assert ranking(torch.ones(1, 8, 8)).max() == 1
 
 
 def test_heatmap_puts_each_logit_on_its_pixel():

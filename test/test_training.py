@@ -1,53 +1,43 @@
-"""The training path: labels, views, losses, and a short run."""
+"""Parts of training: views, losses, recipes, second-round labels."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
-import skimage.data
 import torch
 
 from kp_frontend.network import load_network
-from kp_training.data import PairDataset, ViewConfig
-from kp_training.labels import label_folder, load_labels
-from kp_training.losses import descriptor_loss, detector_loss, keypoint_target
+from kp_training.config import ViewConfig, load_config
+from kp_training.data import PairDataset
+from kp_training.labels import load_labels
+from kp_training.losses import (
+    descriptor_loss,
+    detector_loss,
+    gaussian_heatmap,
+    heatmap_loss,
+    keypoint_target,
+    matchability_loss,
+    matched_rightly,
+    triplet_loss,
+)
 from kp_training.relabel import relabel_folder
-from kp_training.train import load_config, train
-from kp_training.views import displacement, sample, warp_image, warp_points
+from kp_training.train import train
+from kp_training.views import (
+    NOISE,
+    across_views,
+    displacement,
+    photometric,
+    sample,
+    warp_image,
+    warp_points,
+)
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    for name in ("camera", "brick", "coins", "grass"):
-        image = getattr(skimage.data, name)()
-        cv2.imwrite(str(folder / f"{name}.png"), cv2.resize(image, (400, 300)))
-    return folder
-
-
-def test_labels_are_stored_and_unreadable_images_listed(images, tmp_path):
-    (images / "broken.png").write_bytes(b"no image")
-    labels, unreadable = label_folder(images, tmp_path / "labels.npz", views=2)
-    (images / "broken.png").unlink()
-    assert [p.name for p in unreadable] == ["broken.png"]
-    again = load_labels(images, tmp_path / "labels.npz")
-    assert list(again.paths) == ["brick.png", "camera.png", "coins.png", "grass.png"]
-    rows = again.of_image(1)
-    np.testing.assert_array_equal(rows, labels.of_image(1))
-    assert len(rows) > 100
-    assert (rows[:, :2] >= 0).all() and (rows[:, :2] < [400, 300]).all()
-    assert ((again.repeat > 0) & (again.repeat < 1)).all()
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no images"):
-        label_folder(tmp_path / "empty", tmp_path / "x.npz")
-
-
-def test_warped_points_show_what_the_warped_image_shows(images, tmp_path):
-    labels, _ = label_folder(images, tmp_path / "labels.npz", views=1)
+def test_warped_points_show_what_the_warped_image_shows(training_images, training_labels):
+    labels = load_labels(training_images, training_labels)
     data = PairDataset(labels, np.arange(4), 12, 5, ViewConfig())
     again = PairDataset(labels, np.arange(4), 12, 5, ViewConfig())
     shown = 0
@@ -57,7 +47,7 @@ def test_warped_points_show_what_the_warped_image_shows(images, tmp_path):
                    for k, v in data[i].items())  # fmt: skip
         canvas = cv2.GaussianBlur(item["canvas"][0, 0].numpy().astype(np.float32), None, 3)
         canvas = torch.from_numpy(canvas)[None, None]
-        points = item["keypoints"][..., :2]
+        points, views = item["keypoints"][:, 0, :, :2], []
         for view in range(2):
             shift = displacement(item["relief"][:, view], item["blocky"], 240, 320)
             image = warp_image(canvas, item["to_view"][:, view], shift)
@@ -66,7 +56,32 @@ def test_warped_points_show_what_the_warped_image_shows(images, tmp_path):
             here = sample(image, place)[0, 0][visible[0]]
             shown += len(here)
             assert (there - here).abs().quantile(0.9) < 3.0  # grey levels
+            views.append((place, visible, shift))
+        # The way from the first view to the second is the same by either path.
+        places, seen, shifts = zip(*views, strict=True)
+        shift = torch.stack(shifts)
+        maps = {"shift": shift, "known": torch.ones_like(shift)}
+        far, seen_far = across_views(places[0], 0, item, maps)
+        both = (seen[0] & seen[1] & seen_far)[0]
+        assert ((far - places[1])[0][both].norm(dim=-1) < 0.5).float().mean() > 0.95
     assert shown > 1000
+
+
+def test_light_changes_are_of_the_kind_that_is_asked_for():
+    torch.manual_seed(0)
+    image = cv2.GaussianBlur(np.random.default_rng(0).random((64, 96)) * 255, None, 1.0)
+    image = torch.from_numpy(np.float32(image))[None, None]
+    for kind in ("jitter", "camera", "strong"):
+        middle = photometric(image, torch.full((1, NOISE), 0.5) * torch.tensor(
+            [1, 1, 1, 1, 1, 0, 1, 2.0]), kind)  # fmt: skip
+        torch.testing.assert_close(middle, image.round())  # the numbers' middle changes nothing
+    u = torch.full((1, NOISE), 0.5)
+    u[:, 5], u[:, 6], u[:, 7] = 0, 1.0, 0.0
+    strong = photometric(image, u, "strong")
+    centre, corner = strong[0, 0, 28:36, 44:52].mean(), strong[0, 0, :8, :8].mean()
+    assert corner < 0.7 * centre  # vignetting
+    blocks = strong.unfold(2, 8, 8).unfold(3, 8, 8).std((-1, -2))
+    assert blocks.mean() < image.unfold(2, 8, 8).unfold(3, 8, 8).std((-1, -2)).mean()
 
 
 def test_target_is_a_splat_whose_centroid_is_the_keypoint():
@@ -102,40 +117,42 @@ def test_descriptor_loss_knows_right_from_wrong():
     assert descriptor_loss(left, spoiled, points, half, 0.07)[1] == 1
 
 
-def test_a_short_run_learns_and_goes_on_where_it_stopped(images, tmp_path):
-    config = load_config("release")
-    config = replace(config, steps=12, batch=2, validate_every=6, warmup=2, ema=0.5,
-                     correspondences=100)  # fmt: skip
-    best = train(config, images, tmp_path / "whole", "cpu", workers=0)
-    network = load_network(best)
-    rows = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
-    losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
-    assert len(losses) == 2 and losses[1] < losses[0]
+def test_triplets_pull_the_same_keypoint_together():
+    torch.manual_seed(0)
+    left = torch.nn.functional.normalize(torch.randn(2, 50, 16), dim=-1)
+    points = torch.rand(2, 50, 2) * 1000
+    valid = torch.ones(2, 50, dtype=torch.bool)
+    good, share = triplet_loss(left, left, points, valid, 1.0)
+    bad, none = triplet_loss(left, left.flip(1), points, valid, 1.0)
+    assert good < 0.1 < 0.8 < bad and share == 1 and none < 0.1
+    assert triplet_loss(left, left, points, valid & False, 1.0)[0] == 0
 
-    class Stopped(Exception):
-        pass
 
-    import kp_training.train as module
+def test_heatmap_loss_is_lowest_where_the_labels_are():
+    points = torch.tensor([[[20.0, 11.0], [40.0, 5.0]]])
+    target = gaussian_heatmap(points, torch.tensor([[1.0, 0.0]]), 16, 48, 1.5)
+    assert target[0, 11, 20] == 1 and target[0, :, 30:].sum() == 0
+    assert target[0, 11, 22] == pytest.approx(np.exp(-4 / 4.5))
+    logits = torch.zeros(1, 65, 2, 6)
+    best = (500 * target / (1 - target).clamp(min=1e-4)).clamp(min=1e-4).log()
+    logits[:, :64] = torch.nn.functional.pixel_unshuffle(best[:, None], 8)
+    flat = heatmap_loss(torch.zeros_like(logits), target, 500.0)
+    assert heatmap_loss(logits, target, 500.0) < flat < heatmap_loss(-logits, target, 500.0)
 
-    save = module.save_checkpoint
 
-    def save_then_stop(*arguments):
-        save(*arguments)
-        raise Stopped
-
-    module.save_checkpoint = save_then_stop
-    try:
-        with pytest.raises(Stopped):
-            train(config, images, tmp_path / "halves", "cpu", workers=0)
-    finally:
-        module.save_checkpoint = save
-    resumed = load_network(train(config, images, tmp_path / "halves", "cpu", workers=0))
-    for (name, a), b in zip(
-        network.state_dict().items(), resumed.state_dict().values(), strict=True
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
-    with pytest.raises(ValueError, match="another recipe"):
-        train(replace(config, steps=13), images, tmp_path / "halves", "cpu", workers=0)
+def test_scores_learn_which_matches_come_out_right():
+    a = torch.eye(3)[None]
+    xy = torch.tensor([[[10.0, 10.0], [20.0, 10.0], [30.0, 10.0]]])
+    place = torch.tensor([[[10.0, 10.0], [25.0, 10.0], [torch.nan, 10.0]]])
+    # The second view's keypoints come in another order; only the first match is where it should be.
+    order = [1, 0, 2]
+    first, second = matched_rightly((a, a[:, order]), (xy, xy[:, order]), place, 2.0)
+    assert first.tolist() == [[True, False, False]] and second.tolist() == [[False, True, False]]
+    heat = torch.full((1, 16, 40), 0.05, requires_grad=True)
+    counts = torch.tensor([[True, True, False]])
+    matchability_loss(heat, xy.long(), first, counts).backward()
+    at = heat.grad[0, 10, [10, 20, 30]]
+    assert at[0] < 0 < at[1] and at[2] == 0
 
 
 def test_a_recipe_with_a_slip_is_refused(tmp_path):
@@ -146,7 +163,8 @@ def test_a_recipe_with_a_slip_is_refused(tmp_path):
         load_config("nothing")
 
 
-def test_second_round_labels_are_what_the_network_finds_again(images, tmp_path):
+def test_second_round_labels_are_what_the_network_finds_again(training_images, tmp_path):
+    images = training_images
     labels, unreadable = relabel_folder(images, tmp_path / "labels.npz", "tiny", views=4, most=500)
     assert not unreadable and len(labels) == 4
     rows = load_labels(images, tmp_path / "labels.npz").of_image(1)  # camera

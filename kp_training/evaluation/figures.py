@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.spatial import cKDTree
 
+from kp_training.classics import classic_keypoints
 from kp_training.evaluation.metrics import (
     DISPARITY_TOLERANCE,
     REPEAT_TOLERANCE,
@@ -19,7 +20,6 @@ from kp_training.evaluation.metrics import (
     match_errors,
 )
 from kp_training.evaluation.scenes import Scene, left_view
-from kp_training.labels import sift_keypoints
 
 GOOD, BAD, OTHER, UNKNOWN = "#1a9850", "#d73027", "#2b7bba", "#9aa5b1"
 LINES = 100  # matches drawn in one picture, so that each can be seen
@@ -59,7 +59,7 @@ def heatmap_figure(image: np.ndarray, heat: np.ndarray) -> Figure:
 
 def labels_figure(image: np.ndarray, predicted: np.ndarray) -> tuple[Figure, str]:
     """Predicted keypoints against as many SIFT labels, and the counts in words."""
-    labels = sift_keypoints(image, len(predicted))[:, :2]
+    labels = classic_keypoints(image, len(predicted))[:, :2]
     if not len(labels) or not len(predicted):
         return image_figure(image, "nothing to compare")[0], "No keypoints or no labels."
     to_label, _ = cKDTree(labels).query(predicted)

@@ -1,0 +1,88 @@
+"""Keypoints of OpenCV's detectors, and how well they repeat."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from scipy.spatial import cKDTree
+
+DETECTORS = ("sift", "orb", "fast")
+DISPLACED = 3.0  # pixels within which a keypoint of a later detector is the same
+
+
+def _opencv_detector(name: str, most: int) -> cv2.Feature2D:
+    """A detector with thresholds far below the usual (Lowe's, 2004, for SIFT): the network shall
+    also learn the weak keypoints of dim walls, and learns from responses which to prefer."""
+    if name == "sift":
+        return cv2.SIFT_create(contrastThreshold=0.01, enable_precise_upscale=True)
+    if name == "orb":
+        return cv2.ORB_create(nfeatures=most, fastThreshold=7)
+    return cv2.FastFeatureDetector_create(threshold=12)
+
+
+def check_detector(detector: str) -> None:
+    """Raises ValueError unless it is `sift`, `orb`, `fast`, or several joined by `+`."""
+    for name in detector.split("+"):
+        if name not in DETECTORS:
+            raise ValueError(f"unknown detector {name!r}: {', '.join(DETECTORS)}, joined by +")
+
+
+def classic_keypoints(image: np.ndarray, most: int, detector: str = "sift") -> np.ndarray:
+    """Keypoints of a grey uint8 image, (N, 4) float32: x, y, response, size, strongest first.
+
+    Of several detectors each gives its share of `most`, an earlier one's keypoint displaces
+    others within 3 px, and responses are in units of the detector's strongest.
+    """
+    names = detector.split("+")
+    together = np.zeros((0, 4), np.float32)
+    for name in names:
+        found = _opencv_detector(name, most).detect(image, None)
+        rows = np.array([(*k.pt, k.response, k.size) for k in found], np.float32).reshape(-1, 4)
+        _, first = np.unique(rows[:, :2], axis=0, return_index=True)  # one of each orientation
+        rows = rows[first]
+        rows = rows[np.argsort(-rows[:, 2], kind="stable")[: most // len(names)]]
+        if len(names) > 1 and len(rows):
+            rows[:, 2] /= rows[0, 2]
+        if len(together) and len(rows):
+            apart, _ = cKDTree(together[:, :2]).query(rows[:, :2])
+            rows = rows[apart > DISPLACED]
+        together = np.concatenate([together, rows])
+    return together[np.argsort(-together[:, 2], kind="stable")]
+
+
+def random_homography(
+    height: int, width: int, move: float, scale: float, rng: np.random.Generator
+) -> np.ndarray:
+    """A view of an image, (3, 3): rotated by up to 20 degrees about its centre, scaled, and each
+    corner moved by up to `move` of the image's size."""
+    corners = np.float32([[0, 0], [width, 0], [width, height], [0, height]])
+    turn = cv2.getRotationMatrix2D((width / 2, height / 2), rng.uniform(-20, 20), scale)
+    moved = corners @ turn[:, :2].T + turn[:, 2]
+    moved += rng.uniform(-move, move, (4, 2)) * [width, height]
+    return cv2.getPerspectiveTransform(corners, np.float32(moved))
+
+
+def repeat_share(
+    image: np.ndarray, xy: np.ndarray, most: int, views: int, seed: int, detector: str = "sift"
+) -> np.ndarray:
+    """Share of random views, (N,), in which the detector fires within 1.5 px of each point.
+
+    A view is a homography (corners moved by up to 12 % of the size, rotation up to 20 degrees)
+    with another gamma and a little noise; points that leave a view are not counted in it.
+    """
+    rng = np.random.default_rng(seed)
+    height, width = image.shape
+    seen, found = np.zeros(len(xy)), np.zeros(len(xy))
+    for _ in range(views):
+        matrix = random_homography(height, width, 0.12, 1.0, rng)
+        view = cv2.warpPerspective(image, matrix, (width, height)).astype(np.float32) / 255
+        view = view ** np.exp(rng.uniform(-0.5, 0.5)) + rng.normal(0, 0.01, view.shape)
+        view = np.uint8(np.clip(view, 0, 1) * 255)
+        places = cv2.perspectiveTransform(xy[None].astype(np.float32), matrix)[0]
+        inside = ((places > 4) & (places < [width - 5, height - 5])).all(1)
+        seen += inside
+        again = classic_keypoints(view, most, detector)[:, :2]
+        if len(again):
+            distance, _ = cKDTree(again).query(places, distance_upper_bound=1.5)
+            found += inside & np.isfinite(distance)
+    return (found + 1) / (seen + 2)  # with few views, lean towards one half

@@ -1,0 +1,137 @@
+"""Recipes: what can be set, and reading it from YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONFIG_DIR = Path(__file__).parent / "config"
+CHOICES = {
+    "optimizer": ("adamw", "adam"),
+    "schedule": ("cosine", "plateau"),
+    "detector": ("cells", "heatmap"),
+    "descriptor": ("infonce", "triplet"),
+    "photometric": ("jitter", "camera", "strong"),
+}
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """How the two views of a source image are drawn. Sizes in pixels, angles in degrees."""
+
+    height: int = 240
+    width: int = 320
+    canvas: int = 512  # source images are cut to this size
+    most_keypoints: int = 2000
+    zoom: tuple[float, float] = (0.6, 1.4)  # source pixels per view pixel
+    real_share: float = 0.7  # of samples of a stereo pair's left image that are the real pair
+    stereo_share: float = 0.5  # of other samples, whose views are like a rectified stereo pair
+    rotation: float = 25.0
+    scale: float = 1.3  # factor between the views, drawn log-uniformly either way
+    shift: float = 0.12  # of the view's size
+    perspective: float = 0.12  # largest move of a corner, of the view's size
+    disparity: float = 64.0  # largest mean disparity of a stereo-like pair
+    relief: float = 24.0  # largest deviation of a surface from the mean disparity
+    photometric: str = "camera"  # jitter (brightness, contrast), camera, strong; see views.py
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A recipe; the comments of `config/release.yaml` and `config/paper.yaml` explain settings."""
+
+    size: str = "tiny"
+    # Length
+    steps: int = 3000
+    epochs: int = 0  # if given, `steps` is so many passes over the training images
+    batch: int = 16  # pairs of views a step, over all processes
+    micro_batch: int = 0  # pairs at a time, gradients accumulated; 0: the whole batch
+    # Optimiser
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    learning_rate: float = 3e-3
+    warmup: int = 100  # steps, of the cosine schedule
+    weight_decay: float = 1e-4
+    ema: float = 0.998  # decay of the averaged weights, which are the ones kept; 0: none
+    # Detector loss
+    detector: str = "cells"  # cross entropy of 65-way cells; or heatmap: BCE of each pixel
+    positive_weight: float = 500.0  # of the heatmap's BCE
+    heatmap_sigma: float = 1.5  # pixels, of the heatmap's Gaussians
+    matchability: float = 0.0  # weight of the loss that makes scores foretell right matches
+    # Descriptor loss
+    descriptor: str = "infonce"
+    descriptor_weight: float = 1.0
+    temperature: float = 0.07  # of infonce
+    row_weight: float = 1.0  # of infonce's negatives in the row band that stereo matching searches
+    margin: float = 1.0  # of triplet
+    correspondences: int = 400
+    jitter: float = 0.5  # pixels (standard deviation) by which descriptors are sampled off
+    # Labels
+    lowest_repeat: float = 0.5
+    lowest_response: float = 0.0
+    weigh_by_repeat: bool = False  # a label counts as much as it repeats
+    # Loop
+    validate_every: int = 250  # steps; with `epochs`, once an epoch
+    keep_every: int = 0  # validations between weights that are kept besides best and last
+    patience: int = 0  # validations without a better loss that end the run; 0: never
+    explosion: float = 20.0  # the run stops when the loss is so many times the usual
+    seed: int = 0
+    views: ViewConfig = field(default_factory=ViewConfig)
+
+    @property
+    def micro(self) -> int:
+        """Pairs at a time."""
+        return self.micro_batch or self.batch
+
+
+def load_config(name: str) -> TrainConfig:
+    """Read a recipe by name (`release`) or from a YAML file.
+
+    Raises:
+        ValueError: no such recipe, or a setting that does not exist.
+    """
+    path = CONFIG_DIR / f"{name}.yaml"
+    path = path if path.is_file() else Path(name)
+    if not path.is_file():
+        raise ValueError(f"no recipe {name!r}: a YAML file, or one of {_names()}")
+    try:
+        settings = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    checked = _settings(settings, TrainConfig, path)
+    checked["views"] = ViewConfig(**_settings(checked.pop("views", {}), ViewConfig, path))
+    config = TrainConfig(**checked)
+    if config.batch % config.micro:
+        raise ValueError(f"{path}: batch {config.batch} is no multiple of {config.micro_batch}")
+    return config
+
+
+def _settings(given: object, kind: type, path: Path) -> dict[str, Any]:
+    """The settings of a recipe, checked against the fields of a config."""
+    if not isinstance(given, dict):
+        raise ValueError(f"{path}: {given!r} is no list of settings")
+    default = kind()
+    checked = {}
+    for name, value in given.items():
+        if name not in {f.name for f in fields(kind)}:
+            raise ValueError(f"{path}: unknown setting {name!r}")
+        wanted = getattr(default, name)
+        if name == "views":
+            checked[name] = value
+            continue
+        if isinstance(wanted, tuple) and isinstance(value, list) and len(value) == len(wanted):
+            value = tuple(value)
+        if isinstance(wanted, float) and type(value) is int:
+            value = float(value)
+        if type(value) is not type(wanted):
+            raise ValueError(f"{path}: {name} is {value!r}, must be like {wanted!r}")
+        if name in CHOICES and value not in CHOICES[name]:
+            raise ValueError(f"{path}: {name} is {value!r}, must be of {', '.join(CHOICES[name])}")
+        checked[name] = value
+    return checked
+
+
+def _names() -> str:
+    return ", ".join(sorted(p.stem for p in CONFIG_DIR.glob("*.yaml")))

@@ -1,0 +1,162 @@
+"""What is left of a run: `run.json`, the model card written from it, and its loss curves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kp_training.config import TrainConfig
+from kp_training.labels import Labels
+from kp_training.parallel import Process
+from kp_training.runlog import read_log
+
+
+def write_report(
+    out: Path,
+    config: TrainConfig,
+    labels: Labels,
+    split: tuple[np.ndarray, np.ndarray],
+    progress: dict[str, Any],
+    start: str | Path | None,
+    process: Process,
+) -> None:
+    """Write `run.json`, `card.md` and `curves.png` of a run that ended, and say its rates."""
+    rows = read_log(out / "log.jsonl")
+    validations = [r for r in rows if "validation_loss" in r]
+    best = min(validations, key=lambda r: r["validation_loss"])
+    seconds = max(progress["seconds"], 1e-9)
+    run = {
+        "config": asdict(config),
+        "start": None if start is None else _fingerprint_file(start),
+        "commit": commit(),
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {process.device}, {process.world} process(es)",
+        "data": {
+            "images": len(labels),
+            "training": len(split[0]),
+            "validation": len(split[1]),
+            "keypoints": len(labels.xy),
+            "labels": labels.settings,
+            "sha256": fingerprint(labels),
+        },
+        "steps": progress["step"],
+        "seconds": round(seconds, 1),
+        "images_per_s": round(progress["images"] / seconds, 2),
+        "data_wait": round(progress["waited"] / seconds, 4),
+        "best": {name.removeprefix("validation_"): value for name, value in best.items()},
+        "last": {n.removeprefix("validation_"): v for n, v in validations[-1].items()},
+    }
+    (out / "run.json").write_text(json.dumps(run, indent=1) + "\n")
+    (out / "card.md").write_text(card(run, out.name))
+    curves(rows, out / "curves.png")
+    print(
+        f"{run['steps']} steps in {seconds:.0f} s, {run['images_per_s']:.0f} images/s, "
+        f"{run['data_wait']:.1%} of the time waiting for data"
+    )
+
+
+def card(run: dict[str, Any], name: str) -> str:
+    """The model card of a run, Markdown."""
+    config, data = run["config"], run["data"]
+    settings = "\n".join(f"- {k}: {v}" for k, v in config.items() if k != "views")
+    views = "\n".join(f"- {k}: {v}" for k, v in config["views"].items())
+    metrics = "\n".join(
+        f"| {k} | {v:.4g} |" for k, v in run["best"].items() if k != "step" and v is not None
+    )
+    begun = "random weights" if run["start"] is None else f"the weights {run['start']}"
+    return f"""# {name}
+
+Keypoints and descriptors from grey images, network size `{config["size"]}`. Written by `kp train`.
+
+## Training data
+
+{data["images"]} images ({data["training"]} to train, {data["validation"]} held out: `split.json`),
+{data["keypoints"]} keypoints as labels ({data["labels"] or "settings unknown"}).
+Images and labels have sha256 {data["sha256"]}.
+The terms of the images are their owners'; say them here before you pass the weights on.
+
+## Recipe
+
+Start: {begun}. Code: commit {run["commit"] or "unknown"}, torch {run["torch"]}.
+{run["steps"]} steps in {run["seconds"]:.0f} s on {run["machine"]}: {run["images_per_s"]:.1f}
+images/s, {run["data_wait"]:.1%} of the time waiting for data. The weights are those of step
+{run["best"]["step"]}, of the lowest validation loss.
+
+{settings}
+
+Views:
+
+{views}
+
+To train again, save the settings as YAML (views below `views:`):
+
+    kp train --config RECIPE.yaml --images IMAGES --out RUN
+
+## Metrics on held-out images
+
+| metric | value |
+|---|---|
+{metrics}
+
+`repeatability` and `matching`: 300 keypoints, views related by known homographies, 3 px.
+"""
+
+
+def fingerprint(labels: Labels) -> str:
+    """SHA-256 of the images' names and sizes in bytes, and of their labels."""
+    digest = hashlib.sha256()
+    for path in labels.paths:
+        digest.update(f"{path} {(labels.folder / path).stat().st_size}\n".encode())
+    for array in (labels.start, labels.xy, labels.repeat, labels.response):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _fingerprint_file(model: str | Path) -> str:
+    from kp_frontend.network import weights_path
+
+    path = weights_path(model)
+    return f"{path.stem} (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()})"
+
+
+def commit() -> str | None:
+    """The commit of the code, `+` behind it if files were changed since; None outside git."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def curves(rows: list[dict[str, Any]], path: Path) -> None:
+    """Training and validation losses against steps, as a picture."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print(f"no {path.name}: the package `matplotlib` is not installed")
+        return
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    axes = figure.subplots(1, 3)
+    for axis, name in zip(axes, ("loss", "detector", "descriptor"), strict=True):
+        for key, label in ((name, "training"), (f"validation_{name}", "validation")):
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=label)
+        axis.set(title=name, xlabel="step")
+    axes[0].legend()
+    figure.savefig(path, dpi=110)
