@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from kp_frontend.network import CELL
 
 LEVELS = 2**19  # steps of a score where it is packed: with 4 bits of place, 24-bit integers
-COLD = 0.003  # heat of a pixel below which it is no keypoint: constant images have no more
 REFINE_RADIUS = 2  # of the window whose centroid is the sub-pixel position, pixels
 
 
@@ -28,17 +27,15 @@ def heatmap(logits: Tensor) -> Tensor:
     return F.pixel_shuffle(cells, CELL)[:, 0]
 
 
-def ranking(heat: Tensor) -> Tensor:
-    """By what keypoints are ranked, (B, H, W) in 0..1: the heat of the 3x3 pixels around each.
+def keypoint_scores(heat: Tensor) -> Tensor:
+    """Score of a keypoint at each pixel, (B, H, W) in 0..1: the heat of the 3x3 pixels around it.
 
     A keypoint between pixels is spread over up to four of them: the height of its peak alone says
-    how it falls on the pixel grid, which differs between views. Pixels that are nearly cold
-    themselves count for nothing.
+    how it falls on the pixel grid, which differs between views.
     """
     padded = F.pad(heat, (1, 1, 1, 1))
     rows = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]
-    around = (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]).clamp(max=1.0)
-    return around * (heat > COLD)
+    return (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]).clamp(max=1.0)
 
 
 def block_side(radius: int) -> int:
@@ -184,7 +181,7 @@ def detect(
     inner = torch.zeros_like(heat)
     inner[:, border : height - border, border : width - border].fill_(1.0)
     side = block_side(radius)
-    peaks = suppress(block_peaks(ranking(heat) * inner, side), radius)
+    peaks = suppress(block_peaks(keypoint_scores(heat) * inner, side), radius)
     scores, pixels = top_keypoints(peaks, side, count)
     x, y = refine(heat, pixels).unbind(-1)  # with a narrow border the window may reach beyond
     xy = torch.stack([x.clamp(0, width - 1), y.clamp(0, height - 1)], -1)

@@ -88,7 +88,7 @@ def test_parameters_change_between_two_pairs(node, pair):
     assert 0 < len(after.left.x) < len(before.left.x)
     assert min(after.left.score) > 0.2
     assert len(after.left.descriptors) == len(after.left.x) * after.left.descriptor_dim
-    assert set_parameter(node, score_threshold=0.003, descriptor_type="float32") == ""
+    assert set_parameter(node, score_threshold=0.03, descriptor_type="float32") == ""
     assert len(node.expect(node.send_pair(*pair)).left.x) == len(before.left.x)
 
 
