@@ -215,7 +215,7 @@ class PlainStep:
     """What stands for a captured graph where there is no GPU."""
 
     def __init__(self, step, example) -> None:
-        self.step = step
+        self.step, self.host = step, [tensor.numpy() for tensor in example]
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
         with torch.inference_mode():

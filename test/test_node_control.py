@@ -83,10 +83,10 @@ def test_the_life_cycle_goes_round_without_losing_the_engine(node, pair):
 
 def test_parameters_change_between_two_pairs(node, pair):
     before = node.expect(node.send_pair(*pair))
-    assert set_parameter(node, score_threshold=0.2, descriptor_type="int8") == ""
+    assert set_parameter(node, score_threshold=0.6, descriptor_type="int8") == ""
     after = node.expect(node.send_pair(*pair))
     assert 0 < len(after.left.x) < len(before.left.x)
-    assert min(after.left.score) > 0.2
+    assert min(after.left.score) > 0.6
     assert len(after.left.descriptors) == len(after.left.x) * after.left.descriptor_dim
     assert set_parameter(node, score_threshold=0.03, descriptor_type="float32") == ""
     assert len(node.expect(node.send_pair(*pair)).left.x) == len(before.left.x)
