@@ -52,8 +52,8 @@ class StereoCalibration:
         As ROS defines them: right[0, 3] = -fx * baseline.
 
         Raises:
-            ValueError: not 12 finite numbers each, or no positive focal length and baseline (all
-                zeros is what an uncalibrated camera sends).
+            ValueError: not 12 finite numbers each, no positive focal length and baseline (all
+                zeros is what an uncalibrated camera sends), or focal lengths that differ.
         """
         p_left = np.asarray(left, np.float64).reshape(-1)
         p_right = np.asarray(right, np.float64).reshape(-1)
@@ -63,6 +63,11 @@ class StereoCalibration:
         if fx <= 0 or p_right[0] <= 0:
             raise ValueError(
                 "the projection matrix has no focal length: the camera is not calibrated"
+            )
+        if abs(p_right[0] - fx) > 0.01 * fx:
+            raise ValueError(
+                f"the projections' focal lengths are {fx:g} and {p_right[0]:g}: "
+                "they are not of one rectified pair"
             )
         return cls(
             fx=fx,

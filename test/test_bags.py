@@ -168,8 +168,10 @@ def test_what_cannot_be_used_is_counted_and_named(frames, tmp_path):
     bad = messages[by["/left/image_rect", stamps[2]]][3]
     bad.encoding = "nonsense"
     del messages[by["/right/image_rect", stamps[3]]]
+    messages += [("/left/image_rect", bags.IMAGE, stamps[3] + 1, b"\0\1\0\0")]
     result = evaluate(write(tmp_path / "bag", messages), tmp_path)
     pairs = result["pairs"]
+    assert "/left/image_rect, recorded at" in pairs["skipped"].pop(0)
     assert pairs["images"] == {"left": 4, "right": 3} and pairs["paired"] == 3
     assert pairs["unpaired"] == {"left": [stamp_text(stamps[3])], "right": []}
     assert pairs["processed"] == {"tiny": 2}

@@ -77,6 +77,7 @@ def test_a_point_at_infinity_or_behind_is_nan():
         ([0.0] * 12, [0.0] * 12),
         (LEFT, LEFT),
         (LEFT, [700, 0, 320, 70, 0, 700, 240, 0, 0, 0, 1, 0]),
+        (LEFT, [500, 0, 320, -50, 0, 500, 240, 0, 0, 0, 1, 0]),
         (LEFT[:9], RIGHT),
         ([math.nan] * 12, RIGHT),
     ],

@@ -24,7 +24,7 @@ from kp_training.evaluation.metrics import (
     stereo_metrics,
 )
 from kp_training.evaluation.middlebury import evaluate_middlebury
-from kp_training.evaluation.results import summary, without_value
+from kp_training.evaluation.results import summary, without_value, write_metrics
 from kp_training.evaluation.scenes import (
     Scene,
     left_view,
@@ -176,6 +176,8 @@ def test_distances_and_mutual_neighbours():
     rows = mutual_nearest(np.array([[1.0, 5.0], [0.5, 3.0], [4.0, 2.0]]))
     assert rows.tolist() == [[1, 0], [2, 1]]
     assert mutual_nearest(np.zeros((0, 3))).shape == (0, 2)
+    # A dark image: the length of no descriptors is not that of the others.
+    assert squared_distances(np.zeros((0, 1)), right).shape == (0, 30)
 
 
 def test_stereo_metrics():
@@ -210,6 +212,16 @@ def test_published_metrics_use_the_published_disparity():
     fewer = published_metrics(features, truth)
     assert 0 < fewer["stereo_correct_matches"] < metrics["stereo_correct_matches"]
     assert fewer["stereo_accuracy"] > 0.9
+
+
+def test_metrics_are_strict_json(tmp_path):
+    write_metrics(tmp_path, {"limits": {"max_depth": np.inf}, "means": (1.5, float("nan"))})
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    found = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse)
+    assert found == {"limits": {"max_depth": None}, "means": [1.5, None]}
 
 
 def test_means_leave_nothing_out_in_silence():
@@ -295,6 +307,7 @@ def test_masks_are_read_and_size_is_changed(tmp_path):
         (lambda p: (p / "im1.png").write_bytes(b"no"), "im1.png cannot be read as an image"),
         (lambda p: (p / "disp0.pfm").write_bytes(b"Pf\n9 9\n-1\n"), "disp0.pfm cannot be read"),
         (lambda p: write_pfm(p / "disp0.pfm", np.ones((9, 9))), "disparity 9x9"),
+        (lambda p: write_pfm(p / "disp0.pfm", np.full((9, 9), np.inf)), "knows no disparity"),
         (lambda p: write_pfm(p / "disp1.pfm", np.ones((9, 9))), "right_disparity 9x9"),
         (lambda p: cv2.imwrite(str(p / "im1.png"), np.ones((9, 9))), "right 9x9"),
         (lambda p: (p / "im1.png").unlink(), "has disp0.pfm, but not im0 and im1"),
@@ -427,6 +440,20 @@ def ragged(most):
 
 def broken(most):
     return lambda image: 1 / 0
+
+def outside(most):
+    return lambda image: (np.full((3, 2), -5.0), np.zeros((3, 4)))
+
+def changing(most):
+    lengths = iter((4, 5))
+    return lambda image: (np.ones((3, 2)), np.ones((3, next(lengths))))
+
+def nothing(most):
+    return lambda image: ([], [])
+
+class Halves(Corners):
+    def match(self, *found):
+        return [[0.5, 1.5]]
 """
 
 
@@ -446,9 +473,17 @@ def test_external_methods(tmp_path, monkeypatch):
         ("ragged", "must return keypoints"),
         ("broken", "ZeroDivisionError"),
         ("missing", "AttributeError"),
+        ("outside", "outside the"),
     ):
         with pytest.raises(ValueError, match=words):
             make_method(f"peers_for_test:{name}", 200).detect(left)
+    changing = make_method("peers_for_test:changing", 200)
+    changing.detect(left)
+    with pytest.raises(ValueError, match=r"lengths \[4, 5\]"):
+        changing.detect(right)
+    with pytest.raises(ValueError, match="indices"):
+        make_method("peers_for_test:Halves", 200).match(*found)
+    assert len(make_method("peers_for_test:nothing", 200).detect(left).xy) == 0
     with pytest.raises(ValueError, match="ModuleNotFoundError"):
         make_method("no_such_module:f", 200)
 

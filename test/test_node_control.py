@@ -65,6 +65,9 @@ def test_the_life_cycle_goes_round_without_losing_the_engine(node, pair):
     assert change(node, Transition.TRANSITION_ACTIVATE) == "active"
     node.wait(node.heard)
     first = node.expect(node.send_pair(*pair))
+    for impossible in (Transition.TRANSITION_CONFIGURE, 250):  # refused, and the node goes on
+        request = ChangeState.Request(transition=Transition(id=impossible))
+        assert not call(node, ChangeState, "change_state", request).success
     assert change(node, Transition.TRANSITION_DEACTIVATE) == "inactive"
     node.wait(lambda: not node.heard())
     node.wait(lambda: (node.status, node.values["backend"]) == ("inactive", "torch fp32"))

@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 from kp_frontend.calibration import StereoCalibration
 from kp_frontend.cli import main
 from kp_frontend.frontend import Features, FrontendConfig, StereoFeatures
+from kp_frontend.network import build_network, save_network
 from kp_training.evaluation import bag_writer, odometry
 from kp_training.evaluation.odometry_evaluation import evaluate_odometry
 
@@ -184,6 +185,17 @@ def test_false_truth_is_drift(tmp_path):
     config = FrontendConfig(max_keypoints=300)
     result = evaluate_odometry(drive(tmp_path, 1.25), ["sift"], config)
     assert result["methods"]["sift"]["drift_percent"]["mean"] == pytest.approx(20, abs=2)
+
+
+def test_weights_of_one_file_name_stay_apart(tmp_path):
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        save_network(build_network("tiny"), tmp_path / run / "best.safetensors")
+    names = [str(tmp_path / run / "best.safetensors") for run in ("a", "b")]
+    config = FrontendConfig(backend="torch", threads=1, max_keypoints=64)
+    result = evaluate_odometry(drive(tmp_path), names, config)
+    assert list(result["methods"]) == names
+    assert set(result["trajectories"]) == {"truth", *names}
 
 
 def test_wrong_input_ends_in_one_line(tmp_path, capsys):

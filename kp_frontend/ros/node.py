@@ -151,6 +151,17 @@ class StereoNode(LifecycleNode):
         """Back to unconfigured after an error in a transition."""
         return self.on_shutdown(state)
 
+    def _LifecycleNodeMixin__change_state(self, transition_id: int) -> TransitionCallbackReturn:
+        """Refuse a transition that the present state has not.
+
+        rclpy's own method raises then, out of the service's callback, and the node would end.
+        """
+        if transition_id not in [known[0] for known in self._state_machine.available_transitions]:
+            state = self._state_machine.current_state[1]
+            self.get_logger().error(f"transition {transition_id} is not possible while {state}")
+            return TransitionCallbackReturn.FAILURE
+        return super()._LifecycleNodeMixin__change_state(transition_id)
+
     def _stop_stream(self) -> None:
         if self.input is not None:
             self.input.close()

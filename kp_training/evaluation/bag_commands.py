@@ -65,6 +65,7 @@ def _bag(arguments: argparse.Namespace) -> None:
     from kp_training.evaluation import bag_report
     from kp_training.evaluation.bag_evaluation import evaluate_bag
     from kp_training.evaluation.page import shown
+    from kp_training.evaluation.results import write_metrics
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     result, example = evaluate_bag(
@@ -77,7 +78,7 @@ def _bag(arguments: argparse.Namespace) -> None:
         live=arguments.live,
         rate=arguments.rate,
     )
-    _write(arguments.out, result)
+    write_metrics(arguments.out, result)
     command = shlex.join(["kp", *sys.argv[1:]])
     bag_report.write_bag_report(result, example, command, arguments.out / "report.html")
     methods = list(result["methods"])
@@ -103,17 +104,21 @@ def _odometry(arguments: argparse.Namespace) -> None:
     from kp_training.evaluation import bag_report
     from kp_training.evaluation.odometry_evaluation import evaluate_odometry
     from kp_training.evaluation.page import shown
+    from kp_training.evaluation.results import write_metrics
 
+    methods = [name for name in arguments.methods.split(",") if name]
+    if not methods:
+        raise ValueError("no method is given: name some with --methods")
+    arguments.out.mkdir(parents=True, exist_ok=True)
     result = evaluate_odometry(
         arguments.sequence,
-        arguments.methods.split(","),
+        methods,
         _config(arguments),
         _topics(arguments),
         slop=arguments.slop,
         raw=arguments.raw,
     )
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    _write(arguments.out, result)
+    write_metrics(arguments.out, result)
     command = shlex.join(["kp", *sys.argv[1:]])
     bag_report.write_odometry_report(result, command, arguments.out / "report.html")
     rows = bag_report.odometry_rows(result)
@@ -126,10 +131,6 @@ def _odometry(arguments: argparse.Namespace) -> None:
     for reason in sequence["left_out"]:
         console.print(f"left out: {reason}", soft_wrap=True)
     _print_written(console, arguments.out)
-
-
-def _write(out: Path, result: dict) -> None:
-    (out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _print_written(console, out: Path) -> None:  # noqa: ANN001  rich is imported where it is used

@@ -124,11 +124,11 @@ def _live(
 def recorded_features(bag: Bag, topic: str, skipped: list[str]) -> dict[int, StereoFeatures]:
     """The features that a bag carries, by stamp; a message that cannot be used is named."""
     found = {}
-    for _, _, raw in bag.messages([topic]):
+    for _, time, raw in bag.messages([topic]):
         try:
             found[stamp_of(raw)] = stereo_features(bag.read(topic, raw))
         except ValueError as error:
-            skipped.append(f"{stamp_text(stamp_of(raw))}: {error}")
+            skipped.append(f"recorded at {stamp_text(time)}: {error}")
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from kp_frontend.cli import add_command, count, size
@@ -48,15 +47,18 @@ def _homography(arguments: argparse.Namespace) -> None:
 
 
 def _methods(arguments: argparse.Namespace) -> list[str]:
-    return [name for name in arguments.methods.split(",") if name] + arguments.method
+    names = [name for name in arguments.methods.split(",") if name] + arguments.method
+    if not names:
+        raise ValueError("no method is given: name some with --methods or --method")
+    return names
 
 
 def _write(metrics: dict, out: Path) -> None:
     """Add how the run came about, and write metrics.json."""
-    from kp_training.evaluation.results import provenance
+    from kp_training.evaluation.results import provenance, write_metrics
 
     metrics["protocol"] |= provenance()
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    write_metrics(out, metrics)
 
 
 def _print(metrics: dict, out: Path) -> None:

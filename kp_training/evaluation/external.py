@@ -35,10 +35,14 @@ def external_method(name: str, most: int) -> Method:
     with _blaming(name):
         made = getattr(importlib.import_module(module), function)(most)
 
+    lengths: set[int] = set()  # of descriptors, in all images
+
     def detect(image: np.ndarray) -> Found:
         with _blaming(name):
             xy, descriptors = made(image)
             found = Found(np.asarray(xy, np.float32), np.asarray(descriptors, np.float32))
+        if not found.xy.size and not found.descriptors.size:
+            return NOTHING
         if (
             found.xy.ndim != 2
             or found.xy.shape[1] != 2
@@ -53,7 +57,13 @@ def external_method(name: str, most: int) -> Method:
             raise ValueError(f"method {name} returned {len(found.xy)} keypoints of at most {most}")
         if not np.isfinite(found.xy).all() or not np.isfinite(found.descriptors).all():
             raise ValueError(f"method {name} returned values that are not finite")
-        return found if len(found.xy) else NOTHING
+        height, width = image.shape
+        if (found.xy < -1).any() or (found.xy > [width, height]).any():
+            raise ValueError(f"method {name} returned keypoints outside the {width}x{height} image")
+        lengths.add(found.descriptors.shape[1])
+        if len(lengths) > 1:
+            raise ValueError(f"method {name} returned descriptors of lengths {sorted(lengths)}")
+        return found
 
     def match(left: Found, right: Found) -> np.ndarray:
         if not len(left.xy) or not len(right.xy):
@@ -63,6 +73,7 @@ def external_method(name: str, most: int) -> Method:
         if rows.size and (
             rows.ndim != 2
             or rows.shape[1] != 2
+            or rows.dtype.kind not in "iu"
             or rows.min() < 0
             or (rows.max(0) >= [len(left.xy), len(right.xy)]).any()
         ):

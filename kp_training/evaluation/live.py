@@ -206,7 +206,7 @@ def _schedule(camera: StereoBag, rate: float) -> Iterator[tuple[float, str, Mess
         try:
             message = _prepared(camera, topic, raw)
         except ValueError as error:
-            camera.skipped.append(f"{stamp_text(stamp_of(raw))}: not sent: {error}")
+            camera.skipped.append(f"{topic}, recorded at {stamp_text(when)}: not sent: {error}")
             continue
         yield begin + (when - first) / 1e9 / rate, names[topic], message
 
@@ -218,6 +218,7 @@ def _prepared(camera: StereoBag, topic: str, raw: bytes) -> Message:
         ValueError: it cannot be decoded.
     """
     if camera.bag.topics[topic].type != COMPRESSED:
+        stamp_of(raw)  # without a header it can be neither sent nor paired
         return raw
     message = camera.bag.read(topic, raw)
     result = CvBridge().cv2_to_imgmsg(grey_image(message), "mono8")

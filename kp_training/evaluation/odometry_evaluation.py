@@ -82,9 +82,8 @@ def evaluate_odometry(
         if len(poses) < 2:
             raise ValueError(f"{path} has {len(poses)} frames with a true pose: odometry needs two")
         truth = np.linalg.inv(poses[0]) @ np.stack(poses)
-        label = Path(name).stem
-        results[label] = _metrics(followed, truth, path.name)
-        trajectories[label] = np.stack(followed.poses)[:, :3, 3].tolist()
+        results[name] = _metrics(followed, truth, path.name)
+        trajectories[name] = np.stack(followed.poses)[:, :3, 3].tolist()
     way = float(odometry.travelled(truth)[-1])
     return {
         "scenes": [path.name],

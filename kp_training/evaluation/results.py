@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -47,6 +50,21 @@ def without_value(metrics: Mapping) -> list[str]:
             if 0 < missing < len(values):
                 lines.append(f"{method}, {name}: no value in {missing} of {len(values)}")
     return lines
+
+
+def write_metrics(out: Path, metrics: Mapping) -> None:
+    """Write OUT/metrics.json. JSON knows no infinity and no NaN: they become null."""
+    (out / "metrics.json").write_text(
+        json.dumps(_finite(metrics), indent=1, allow_nan=False) + "\n"
+    )
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def seed_everything(seed: int = 0) -> None:

@@ -142,6 +142,8 @@ def load_scene(files: SceneFiles, size: tuple[int, int] | None = None) -> Scene:
             if not path.is_file():
                 raise ValueError(f"{path.name} is missing")
             arrays[name] = read_disparity(path, files.scale)
+            if not np.isfinite(arrays[name]).any():
+                raise ValueError(f"{path.name} knows no disparity at all")
     for name, path in (("mask", files.mask), ("right_mask", files.other_mask)):
         if path is not None:
             arrays[name] = read_grey(path) == SEEN_BY_BOTH

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -156,8 +156,7 @@ class StereoBag:
         of: dict[str, list[int]] = {name: [] for name in kinds if name}
         infos: dict[str, dict[int, Camera]] = {n: {} for n in (t.left_info, t.right_info) if n}
         self._poses: dict[int, np.ndarray] = {}
-        for topic, _, raw in self.bag.messages(of):
-            stamp = stamp_of(raw)
+        for topic, stamp, raw in self._stamped(of):
             of[topic].append(stamp)
             try:
                 if topic in infos:
@@ -193,9 +192,9 @@ class StereoBag:
         seen = {t.left: 0, t.right: 0}
         parts: dict[int, dict[str, bytes]] = {}
         n_of_stamp = {stamp: n for n, stamp in enumerate(self.stamps)}
-        for topic, _, raw in self.bag.messages({t.left, t.right, t.disparity} - {None}):
+        for topic, stamp, raw in self._stamped({t.left, t.right, t.disparity} - {None}):
             if topic == t.disparity:
-                n = n_of_stamp.get(stamp_of(raw))
+                n = n_of_stamp.get(stamp)
             else:
                 n = self._pair_of[topic == t.right].get(seen[topic])
                 seen[topic] += 1
@@ -207,6 +206,18 @@ class StereoBag:
                 frame = self._frame(n, parts.pop(n))
                 if frame is not None:
                     yield frame
+
+    def _stamped(self, topics: Iterable[str]) -> Iterator[tuple[str, int, bytes]]:
+        """Messages and their stamps; one too short to have a stamp is named in `skipped`, once."""
+        for topic, time, raw in self.bag.messages(topics):
+            try:
+                stamp = stamp_of(raw)
+            except ValueError as error:
+                words = f"{topic}, recorded at {stamp_text(time)}: {error}"
+                if words not in self.skipped:
+                    self.skipped.append(words)
+                continue
+            yield topic, stamp, raw
 
     def camera_at(self, side: int, stamp: int) -> Camera | None:
         """The left (0) or right (1) camera at a time; None if the bag has no camera_info."""
