@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from kp_frontend.network import CELL
 
 LEVELS = 2**19  # steps of a score where it is packed: with 4 bits of place, 24-bit integers
-COLD = 0.003  # heat of a pixel below which it is no keypoint: constant images have no more
+COLD = 0.0045  # heat of a pixel below which it is no keypoint: black and white images reach 0.0042
 REFINE_RADIUS = 2  # of the window whose centroid is the sub-pixel position, pixels
 
 
