@@ -97,7 +97,7 @@ def start(words: list[str]) -> subprocess.Popen:
 
 
 def test_a_killed_run_goes_on_exactly(training_images, training_labels, tmp_path):
-    config = small("paper", steps=30, batch=2, micro_batch=1, validate_every=3)
+    config = small("paper", steps=18, batch=2, micro_batch=1, validate_every=3)
     train(config, training_images, tmp_path / "whole", "cpu", 1, training_labels)
 
     out = tmp_path / "killed"
