@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import importlib.util
 import json
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from kp_frontend.backends import (
     backend_module,
     cuda_backend,
     make_backend,
+    openvino_backend,
 )
 from kp_frontend.backends.agreement import agreement, check_images, reference
 from kp_frontend.backends.engine_cache import EngineCache
@@ -175,6 +178,17 @@ def test_openvino_refuses_an_engine_that_does_not_agree(pipeline, tmp_path):
     before = stored.read_bytes()
     make_backend("openvino", other, inputs, options)
     assert stored.read_bytes() != before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signal stacks are asked for as on Linux")
+def test_openvino_leaves_signals_on_a_roomy_stack(pipeline, tmp_path):
+    """On processors with AMX its own one is too small for Python's handlers."""
+    pipe, inputs = pipeline
+    make_backend("openvino", pipe, inputs, BackendOptions(cache=EngineCache(tmp_path)))
+    stack = openvino_backend._SignalStack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+    disabled = 2
+    assert stack.flags & disabled or stack.size >= 2**16
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -74,7 +76,27 @@ def compile_model(stored: bytes, options: BackendOptions) -> OpenVinoBackend:
         settings["INFERENCE_NUM_THREADS"] = options.threads
     end = 8 + int.from_bytes(stored[:8], "little")
     model = core.read_model(stored[8:end], stored[end:])
-    return OpenVinoBackend(core.compile_model(model, "CPU", settings), precision)
+    compiled = core.compile_model(model, "CPU", settings)
+    _drop_signal_stack()
+    return OpenVinoBackend(compiled, precision)
+
+
+class _SignalStack(ctypes.Structure):
+    """Linux's `stack_t`."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+def _drop_signal_stack() -> None:
+    """Have this thread's signals handled on its ordinary stack again.
+
+    Where the processor has matrix units (AMX) OpenVINO gives the thread a signal stack that just
+    holds their registers. Python's handlers run on it and overflow it: after an inference the
+    process would die of any signal that Python handles.
+    """
+    if sys.platform == "linux":
+        disable = 2
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(None, disable, 0)), None)
 
 
 def build(
