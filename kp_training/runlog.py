@@ -58,12 +58,16 @@ class RunLog:
         self._rows.append(row)
         for name, value in (("images", images), ("seconds", seconds), ("waited", waited)):
             self._since[name] += value
-        if step % every or self.quiet:
-            return
+        if step % every == 0:
+            self._training(step)
+
+    def _training(self, step: int) -> None:
         spent = self._since
+        if self.quiet or not self._rows:
+            return
         row = {
             "step": step,
-            **{name: sum(r[name] for r in self._rows) / len(self._rows) for name in row},
+            **{n: sum(r[n] for r in self._rows) / len(self._rows) for n in self._rows[0]},
             "images_per_s": spent["images"] / spent["seconds"],
             "data_wait": spent["waited"] / spent["seconds"],
         }
@@ -72,7 +76,8 @@ class RunLog:
         self.bar.update(self.task, completed=step, description=describe(row))
 
     def validation(self, step: int, row: dict[str, float]) -> None:
-        """Write a row of validation."""
+        """Write a row of validation, behind one of the training since the last."""
+        self._training(step)
         self._write({"step": step, **{f"validation_{k}": v for k, v in row.items()}}, "validation")
         self.console.print(f"step {step}, held-out images: {describe(row)}", soft_wrap=True)
 
