@@ -182,7 +182,7 @@ def test_openvino_refuses_an_engine_that_does_not_agree(pipeline, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signal stacks are asked for as on Linux")
 def test_openvino_leaves_signals_on_a_roomy_stack(pipeline, tmp_path):
-    """On processors with AMX its own one is too small for Python's handlers."""
+    """The one that OpenVINO sets is too small for Python's handlers."""
     pipe, inputs = pipeline
     make_backend("openvino", pipe, inputs, BackendOptions(cache=EngineCache(tmp_path)))
     stack = openvino_backend._SignalStack()

@@ -90,9 +90,8 @@ class _SignalStack(ctypes.Structure):
 def _drop_signal_stack() -> None:
     """Have this thread's signals handled on its ordinary stack again.
 
-    Where the processor has matrix units (AMX) OpenVINO gives the thread a signal stack that just
-    holds their registers. Python's handlers run on it and overflow it: after an inference the
-    process would die of any signal that Python handles.
+    OpenVINO gives the thread a signal stack little larger than the processor's registers. Python's
+    handlers overflow it: the process would die of the next signal that Python handles.
     """
     if sys.platform == "linux":
         disable = 2
