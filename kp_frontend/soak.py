@@ -392,7 +392,8 @@ def _memory(samples: list[tuple[float, float]], minutes: float) -> tuple[float, 
     span = 6.0 * minutes
     start = values[(times >= begin) & (times <= begin + span)]
     end = values[times >= times[-1] - span]
-    return tuple(float(np.nanmedian(v)) if len(v) else math.nan for v in (start, end))
+    known = (v[np.isfinite(v)] for v in (start, end))
+    return tuple(float(np.median(v)) if len(v) else math.nan for v in known)
 
 
 def table(result: dict) -> Table:
