@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kp_frontend.cli import main
 from kp_frontend.detection import detect
 from kp_frontend.network import KeypointNetwork, save_network
 from kp_training.config import TrainConfig, ViewConfig
 from kp_training.data import PairDataset
+from kp_training.evaluation.middlebury import evaluate_middlebury
 from kp_training.labels import Labels
 from kp_training.objective import losses
 from kp_training.views import across_views, make_views
@@ -113,13 +112,11 @@ def stereo_metrics(network: KeypointNetwork, folder: Path) -> dict[str, float]:
     """Means over the scenes of `kp evaluate middlebury`.
 
     Raises:
-        ValueError: the scenes cannot be evaluated; the reason was said.
+        ValueError: the scenes cannot be evaluated.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        file, out = Path(temporary) / "network.safetensors", Path(temporary) / "out"
+        file = Path(temporary) / "network.safetensors"
         save_network(network, file)
-        words = ["evaluate", "middlebury", str(folder), "--methods", str(file), "--out", str(out)]
-        if main(words):
-            raise ValueError(f"the scenes of {folder} cannot be evaluated")
-        found = json.loads((out / "metrics.json").read_text())["methods"].popitem()[1]
+        metrics = evaluate_middlebury(folder, [str(file)]).metrics
+    (found,) = metrics["methods"].values()
     return {f"middlebury_{name}": found[name]["mean"] for name in STEREO_METRICS}

@@ -89,12 +89,31 @@ class Method:
             rows = rows[inside & (np.abs(apart[:, 1]) <= limits[0])]
         else:
             rows = match_limited(left, right, limits)
-        xy = (torch.from_numpy(np.float32(f.xy)) for f in (left, right))
-        left_xy, right_xy = (places[rows[:, i]] for i, places in enumerate(xy))
-        grey = (torch.from_numpy(image).float() for image in images)
-        disparity, _, correlation = refine_disparity(*grey, left_xy, right_xy)
-        alike = (correlation >= FrontendConfig().min_correlation).numpy()
-        return Published(left_xy.numpy()[alike], disparity.numpy()[alike])
+        rows, disparity, _ = refined(images, (left.xy, right.xy), rows, FrontendConfig())
+        return Published(np.float32(left.xy)[rows[:, 0]], disparity)
+
+
+def refined(
+    images: tuple[np.ndarray, np.ndarray],
+    xy: tuple[np.ndarray, np.ndarray],
+    rows: np.ndarray,
+    config: FrontendConfig,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Matches refined on the images as `StereoPipeline` does, without those it leaves out.
+
+    Args:
+        images: left and right, (H, W) uint8.
+        xy: left (N, 2) and right (L, 2) keypoints.
+        rows: (M, 2) indices of the matches.
+
+    Returns:
+        Of the matches that remain the indices, disparity and its standard deviation, pixels.
+    """
+    places = (torch.from_numpy(np.float32(side)[rows[:, i]]) for i, side in enumerate(xy))
+    grey = (torch.from_numpy(image).float() for image in images)
+    disparity, sigma, correlation = refine_disparity(*grey, *places)
+    alike = (correlation >= config.min_correlation).numpy()
+    return rows[alike], disparity.numpy()[alike], sigma.numpy()[alike]
 
 
 def stereo_limits(config: FrontendConfig, width: int) -> np.ndarray:

@@ -27,7 +27,7 @@ class NetworkMethod(Method):
         super().__init__(model, self._detect)
         self._model, self._most = model, most
         self._network = load_network(model).to(memory_format=torch.channels_last)
-        self._frontend = cache(self._make_frontend)
+        self._frontend = cache(StereoFrontend)
 
     def _config(self, height: int, width: int) -> FrontendConfig:
         return FrontendConfig(
@@ -36,9 +36,6 @@ class NetworkMethod(Method):
             max_keypoints=min(self._most, height * width // 16),
             max_motion=0.0,  # no tracks: scenes have nothing to do with each other
         )
-
-    def _make_frontend(self, config: FrontendConfig) -> StereoFrontend:
-        return StereoFrontend(config)
 
     @torch.inference_mode()
     def _detect(self, image: np.ndarray) -> Found:

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from kp_frontend.calibration import StereoCalibration
 from kp_frontend.frontend import Features, FrontendConfig, StereoFeatures, StereoFrontend
-from kp_frontend.matching import match_temporal, refine_disparity
+from kp_frontend.matching import match_temporal
 from kp_training.evaluation.frames import StereoFrame
-from kp_training.evaluation.method import Found, Method, match_limited, stereo_limits
+from kp_training.evaluation.method import Found, Method, match_limited, refined, stereo_limits
 from kp_training.evaluation.methods import CLASSICS, make_method
 
 SIMILARITY = 0.5  # cosine that matched descriptors must have, in space and in time
@@ -68,14 +68,9 @@ class OtherFrontend:
         if all(len(side) for side in sides):
             limits = self._limits(left.shape[1], calibration)
             rows = match_limited(*found, limits)
-        places, right_places = (f.keypoints[rows[:, i]] for i, f in enumerate(sides))
-        images = (torch.from_numpy(image.astype(np.float32)) for image in (left, right))
-        disparity, sigma, correlation = refine_disparity(
-            *images, torch.from_numpy(places), torch.from_numpy(right_places)
-        )
-        alike = (correlation >= self.config.min_correlation).numpy()
-        rows, places, right_places = rows[alike], places[alike], right_places[alike]
-        disparity, sigma = disparity.numpy()[alike], sigma.numpy()[alike]
+        xy = tuple(side.keypoints for side in sides)
+        rows, disparity, sigma = refined((left, right), xy, rows, self.config)
+        places, right_places = (side[rows[:, i]] for i, side in enumerate(xy))
         return StereoFeatures(
             left.shape[1],
             left.shape[0],
