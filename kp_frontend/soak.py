@@ -31,10 +31,10 @@ from rich.progress import Progress
 from rich.table import Table
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
-from kp_frontend.demo import HEIGHT, WIDTH, camera_infos, load_pair, process, window_place
+from kp_frontend.demo import HEIGHT, WIDTH, camera_infos, load_pair, window_place
 from kp_frontend.ros import standins
-from kp_frontend.ros.environment import with_dds_profile
 from kp_frontend.ros.messages import stamp_ns
+from kp_frontend.ros.processes import private_environment, process
 
 standins.put_on_path()
 from cv_bridge import CvBridge  # noqa: E402
@@ -292,10 +292,7 @@ def run_soak(
     Raises:
         RuntimeError: the node did not start.
     """
-    os.environ.update(with_dds_profile(os.environ))
-    # A domain of its own, on this machine only: nothing else is disturbed or listened to.
-    os.environ.setdefault("ROS_DOMAIN_ID", str(random.randint(1, 101)))
-    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    os.environ.update(private_environment())
     log = json_file.with_suffix(".log") if json_file else Path(os.devnull)
     command = ("kp_frontend.ros.node", "--ros-args", "-p", "reliable:=true")
     rclpy.init()
