@@ -22,9 +22,8 @@ REFINE_RADIUS = 2  # of the window whose centroid is the sub-pixel position, pix
 
 
 def heatmap(logits: Tensor) -> Tensor:
-    """Keypoint probability of each pixel, (B, H, W), from cell logits (B, 65, H/8, W/8)."""
-    cells = logits.float().softmax(1)[:, : CELL * CELL]
-    return F.pixel_shuffle(cells, CELL)[:, 0]
+    """Keypoint probability of each pixel, (B, H, W), from the network's logits (B, 1, H, W)."""
+    return logits[:, 0].float().sigmoid()
 
 
 def keypoint_scores(heat: Tensor) -> Tensor:

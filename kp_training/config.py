@@ -12,7 +12,7 @@ CONFIG_DIR = Path(__file__).parent / "config"
 CHOICES = {
     "optimizer": ("adamw", "adam"),
     "schedule": ("cosine", "plateau"),
-    "detector": ("cells", "heatmap"),
+    "detector": ("points", "heatmap"),
     "descriptor": ("infonce", "triplet"),
     "photometric": ("jitter", "camera", "strong"),
 }
@@ -56,8 +56,9 @@ class TrainConfig:
     weight_decay: float = 1e-4
     ema: float = 0.998  # decay of the averaged weights, which are the ones kept; 0: none
     # Detector loss
-    detector: str = "cells"  # cross entropy of 65-way cells; or heatmap: BCE of each pixel
-    positive_weight: float = 500.0  # of the heatmap's BCE
+    detector: str = "points"  # targets: each keypoint shared by 4 pixels; or heatmap: Gaussians
+    detector_weight: float = 64.0  # of the mean over pixels of the binary cross entropy
+    positive_weight: float = 1.0  # how much more a keypoint counts there than its absence
     heatmap_sigma: float = 1.5  # pixels, of the heatmap's Gaussians
     matchability: float = 0.0  # weight of the loss that makes scores foretell right matches
     # Descriptor loss

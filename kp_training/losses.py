@@ -8,17 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kp_frontend.network import CELL
-
 ROW_BAND = 8.0  # pixels up and down
 
 
 def keypoint_target(points: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
-    """Target distribution of each cell, (B, 65, H/8, W/8).
+    """Target probability of each pixel, (B, H, W).
 
     Each keypoint is splatted bilinearly onto the four pixels around it, so that the centroid of
     the predicted heatmap around a peak, which detection uses as the sub-pixel position, is an
-    unbiased estimate; a keypoint on a cell's border is shared by the cells.
+    unbiased estimate.
 
     Args:
         points: (B, N, 2) pixels.
@@ -36,15 +34,17 @@ def keypoint_target(points: Tensor, weight: Tensor, height: int, width: int) -> 
             inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
             place = torch.where(inside, y * width + x, 0.0).long()
             heat.scatter_add_(1, place, weight * share_x * share_y * inside)
-    cells = F.pixel_unshuffle(heat.reshape(batch, 1, height, width), CELL)
-    mass = cells.sum(1, keepdim=True)
-    none = (1 - mass).clamp(min=0)
-    return torch.cat([cells, none], 1) / (mass + none)
+    return heat.reshape(batch, height, width).clamp(max=1.0)
 
 
-def detector_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross entropy of the 65-way cell distributions (SuperPoint's detector loss, soft targets)."""
-    return -(target * logits.log_softmax(1)).sum(1).mean()
+def detector_loss(logits: Tensor, target: Tensor, positive_weight: float = 1.0) -> Tensor:
+    """Binary cross entropy of each pixel against targets (B, H, W) in 0..1.
+
+    Args:
+        positive_weight: how much more a keypoint counts than its absence.
+    """
+    weight = torch.as_tensor(positive_weight, device=logits.device)
+    return F.binary_cross_entropy_with_logits(logits[:, 0], target, pos_weight=weight)
 
 
 def gaussian_heatmap(
@@ -68,17 +68,6 @@ def gaussian_heatmap(
     heat = heat.reshape(-1, 1, height, width)
     heat = F.conv2d(F.conv2d(heat, bell, padding=(0, radius)), bell.mT, padding=(radius, 0))
     return heat[:, 0].clamp(max=1.0)
-
-
-def heatmap_loss(logits: Tensor, target: Tensor, positive_weight: float) -> Tensor:
-    """Weighted binary cross entropy of each pixel against a heatmap (B, H, W) in 0..1.
-
-    A pixel's logit is its channel's minus its cell's "none", so that the network stays one of
-    65-way cells and its weights are used as any other's.
-    """
-    pixels = F.pixel_shuffle(logits[:, :-1] - logits[:, -1:], CELL)[:, 0]
-    weight = torch.as_tensor(positive_weight, device=logits.device)
-    return F.binary_cross_entropy_with_logits(pixels, target, pos_weight=weight)
 
 
 def triplet_loss(

@@ -19,7 +19,6 @@ from kp_training.losses import (
     descriptor_loss,
     detector_loss,
     gaussian_heatmap,
-    heatmap_loss,
     keypoint_target,
     matchability_loss,
     matched_rightly,
@@ -47,9 +46,9 @@ def losses(
     labels, sure = views["labels"].flatten(0, 1), views["sure"].flatten(0, 1)
     if config.detector == "heatmap":
         target = gaussian_heatmap(labels, sure, *images.shape[2:], config.heatmap_sigma)
-        detector = heatmap_loss(logits, target, config.positive_weight)
     else:
-        detector = detector_loss(logits, keypoint_target(labels, sure, *images.shape[2:]))
+        target = keypoint_target(labels, sure, *images.shape[2:])
+    detector = detector_loss(logits, target, config.positive_weight)
 
     points = views["points"] + torch.randn_like(views["points"]) * config.jitter
     left, right = sample_descriptors(descriptors, points.flatten(0, 1)).chunk(2)
@@ -59,7 +58,7 @@ def losses(
     else:
         descriptor, matched = descriptor_loss(*pairs, config.temperature, config.row_weight)
 
-    total = detector + config.descriptor_weight * descriptor
+    total = config.detector_weight * detector + config.descriptor_weight * descriptor
     parts = {"detector": detector, "descriptor": descriptor, "matched": matched}
     if config.matchability:
         match = _matchability(heatmap(logits), descriptors, batch, views)

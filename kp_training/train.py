@@ -76,6 +76,8 @@ def train(
             f"{process.world} processes cannot share {config.batch // config.micro} micro-batches; "
             f"set micro_batch so that they can"
         )
+    torch.manual_seed(config.seed)
+    network = _network(config, start).to(device, memory_format=torch.channels_last)
     out.mkdir(parents=True, exist_ok=True)
     if process.first:
         labels = load_labels(images, labels_file) if labels_file else _labels(images, out)
@@ -88,8 +90,6 @@ def train(
     steps = config.epochs * epoch or config.steps
     validate_every = epoch if config.epochs else config.validate_every
 
-    torch.manual_seed(config.seed)
-    network = _network(config, start).to(device, memory_format=torch.channels_last)
     ema = AveragedModel(network, multi_avg_fn=partial(_average, config.ema), use_buffers=True)
     optimizer = _optimizer(network, config)
     scheduler = _scheduler(optimizer, config, steps)
