@@ -76,7 +76,10 @@ class FrontendConfig:
         2.0,
     )
     min_correlation: float = setting(
-        0.5, "lowest correlation of the images around a match; -1 keeps all matches", -1.0, 1.0
+        0.5,
+        "lowest correlation of the images in the four quarters around a match; -1 keeps all",
+        -1.0,
+        1.0,
     )
     max_motion: float = setting(
         64.0, "pixels by which a track may move between pairs, along x or y; 0: no tracks", 0.0, 1e5

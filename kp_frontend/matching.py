@@ -125,6 +125,28 @@ def normalised(window: Tensor) -> tuple[Tensor, Tensor]:
     return centred / spread, spread
 
 
+def quarter_correlation(left: Tensor, right: Tensor, noise: Tensor) -> Tensor:
+    """Lowest normalised correlation of the four quarters of windows (K, 9, 9), (K,).
+
+    At a depth edge the window moves as a whole with one side and the quarters on the other side
+    disagree, though the whole may correlate well.
+
+    Args:
+        noise: (K, 1, 1) variance of what is not to be seen as structure, so that flat quarters
+            are alike.
+    """
+    side = PATCH_RADIUS + 1
+    quarters = (
+        window.unfold(1, side, PATCH_RADIUS).unfold(2, side, PATCH_RADIUS).flatten(3).flatten(1, 2)
+        for window in (left, right)
+    )
+    a, b = (quarter - quarter.mean(-1, keepdim=True) for quarter in quarters)
+    noise = noise.flatten(1)
+    together = (a * b).mean(-1) + noise
+    alone = (a.square().mean(-1) + noise) * (b.square().mean(-1) + noise)
+    return (together / alone.sqrt()).amin(1)
+
+
 def refine_disparity(
     left: Tensor,
     right: Tensor,
@@ -148,10 +170,10 @@ def refine_disparity(
         coarse: (K,) the keypoints' own disparity, of raw images; else that of the positions.
 
     Returns:
-        Disparities (K,) and standard deviations (K,), pixels, and the normalised correlation of
-        the refined windows (K,). Where the refinement would move a match by more than
-        `REFINE_LIMIT`, or ends with windows that do not look alike, the keypoints' own difference
-        is kept, with `SIGMA_UNKNOWN` and correlation -1.
+        Disparities (K,) and standard deviations (K,), pixels, and how well the refined windows
+        correlate, by `quarter_correlation` (K,). Where the refinement would move a match by more
+        than `REFINE_LIMIT`, or ends with windows that do not look alike, the keypoints' own
+        difference is kept, with `SIGMA_UNKNOWN` and correlation -1.
     """
     wide = windows(left, left_xy, PATCH_RADIUS + 1, steps[0])
     template, spread = normalised(wide[:, :, 1:-1])
@@ -163,11 +185,13 @@ def refine_disparity(
             place = torch.stack([right_xy[:, 0] + shift, right_xy[:, 1]], -1)
         else:
             place = right_xy + shift[:, None] * steps[1][..., 0]
-        residual = normalised(windows(right, place, PATCH_RADIUS, steps[1]))[0] - template
+        seen = normalised(windows(right, place, PATCH_RADIUS, steps[1]))[0]
+        residual = seen - template
         shift = shift - (slope * residual).sum((1, 2)) / energy
     # One grey level of sensor noise at least, so that flat windows are not called exact.
     difference = residual.square().mean((1, 2))
-    noise = difference + spread.flatten() ** -2
+    sensor = spread**-2
+    noise = difference + sensor.flatten()
     good = (shift.abs() <= REFINE_LIMIT) & (noise < 1.0)
     if coarse is None:
         coarse = left_xy[:, 0] - right_xy[:, 0]
@@ -175,5 +199,5 @@ def refine_disparity(
     return (
         torch.where(good, coarse - shift, coarse),
         torch.where(good, sigma, SIGMA_UNKNOWN),
-        torch.where(good, 1 - difference / 2, -1.0),
+        torch.where(good, quarter_correlation(template, seen, sensor), -1.0),
     )

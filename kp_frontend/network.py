@@ -4,9 +4,8 @@ A SuperPoint-style network (DeTone et al., "SuperPoint: Self-Supervised Interest
 and Description", 2018): one encoder, a detector head, and a descriptor head at 1/8 resolution. It
 differs where later work showed how: the encoder strides instead of pooling, a 1/16 level widens the
 view, and the detector goes back up to 1/2 resolution through the encoder's levels (feature pyramid:
-Lin et al., 2017). SuperPoint's detector at 1/8 resolution gives each of the 64 pixels of a cell a
-channel of its own, so what it finds depends on how the image lies on the grid of cells: moved by two
-pixels, an image kept 77 of 100 keypoints to within a pixel.
+Lin et al., 2017). At 1/8 resolution, as SuperPoint's, it has a channel for each of the 64 pixels of
+a cell, and what it finds depends on how the image lies on the grid of cells.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn

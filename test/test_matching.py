@@ -93,6 +93,24 @@ def test_disparity_is_refined_whatever_the_exposure(truth):
     assert (sigma > 0).all() and sigma.median() < 0.1
 
 
+def test_windows_across_a_depth_edge_do_not_correlate():
+    left = textured()
+    near = np.arange(200) >= 100  # columns of a near surface before a far one
+    shift = np.where(near, 14.0, 10.0).astype(np.float32)
+    right = np.full_like(left, 128.0)
+    right[:, :86] = left[:, 10:96]  # the far surface, as far as the near one lets it be seen
+    right[:, 86:186] = left[:, 100:200]
+    x = torch.tensor([50.0, 75.0, 100.0, 101.0, 125.0, 150.0])
+    left_xy = torch.stack([x, torch.full_like(x, 60.0)], -1)
+    offset = torch.from_numpy(shift[x.long()])
+    right_xy = left_xy - torch.stack([offset, torch.zeros_like(offset)], -1)
+    correlation = refine_disparity(
+        torch.from_numpy(left), torch.from_numpy(right), left_xy, right_xy
+    )[2]
+    assert (correlation[[0, 1, 4, 5]] > 0.95).all()
+    assert (correlation[[2, 3]] < 0.5).all()
+
+
 def test_what_cannot_be_refined_keeps_its_place_and_says_so():
     left, right = textured(0), textured(1)  # nothing in common
     left_xy = torch.tensor([[50.0, 50.0], [100.0, 60.0], [80.0, 40.0]])

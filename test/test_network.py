@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -77,8 +80,7 @@ def test_unusable_weights_are_refused(tmp_path):
     save_file({"a": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="does not hold a keypoint network"):
         load_network(tmp_path / "other.safetensors")
-    header = {"architecture": '{"channels": [16, 24, 64, 96], "depths": [1, 2, 3, 3], '
-              '"head_channels": 64, "descriptor_dim": 64}'}  # fmt: skip
+    header = {"architecture": json.dumps(asdict(SIZES["tiny"]))}
     save_file({"a": torch.zeros(3)}, tmp_path / "foreign.safetensors", metadata=header)
     with pytest.raises(ValueError, match="does not fit the architecture"):
         load_network(tmp_path / "foreign.safetensors")
