@@ -38,12 +38,13 @@ def keypoint_scores(heat: Tensor) -> Tensor:
 
 
 def block_side(radius: int) -> int:
-    """Side of the blocks of which each gives one candidate: none holds two keypoints."""
-    return 4 if radius >= 3 else 2
+    """Side of the blocks of which each gives one candidate: none holds two keypoints; and not more
+    than 4, so that score and place in the block fit one float32."""
+    return min(radius + 1, 4)
 
 
 def block_peaks(heat: Tensor, side: int) -> Tensor:
-    """The strongest pixel of each block, (B, H/side, W/side), score and place in one number.
+    """The strongest pixel of each block, (B, h, w), score and place in one number.
 
     A peak is `floor(score * LEVELS) * side^2 + place`, place being side * y + x in the block, so
     one maximum finds both, and float32 holds it exactly. Scores are rounded down by 2e-6 at most.
@@ -51,7 +52,8 @@ def block_peaks(heat: Tensor, side: int) -> Tensor:
     Args:
         heat: (B, H, W) in 0..1.
     """
-    blocks = F.pixel_unshuffle(heat[:, None], side)
+    beyond = (0, -heat.shape[2] % side, 0, -heat.shape[1] % side)
+    blocks = F.pixel_unshuffle(F.pad(heat[:, None], beyond), side)
     place = torch.arange(side * side, device=heat.device, dtype=heat.dtype)[:, None, None]
     return ((blocks * LEVELS).floor() * (side * side) + place).amax(1)
 
@@ -72,7 +74,7 @@ def suppress(peaks: Tensor, radius: int, rounds: int = 2) -> Tensor:
     near them, as greedy would, and discards their neighbours; `rounds` bounds how long a chain of
     ever weaker neighbours is followed. What differs from greedy suppression of all pixels: a block
     whose peak is discarded gives no second one. Of the 1024 strongest keypoints of a 640x480 image
-    99 % are the same with radius 2, 3 and 4, 98 % with 6, fewer with more.
+    86 to 88 % are the same with radius 2 to 4, the others nearly as strong.
     """
     side = block_side(radius)
     reach = (radius + side - 1) // side  # how many blocks away a near pixel may be

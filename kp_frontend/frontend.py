@@ -55,7 +55,7 @@ class FrontendConfig:
         0.03, "lowest keypoint score; lower it for more points in dim scenes", 0.0, 1.0
     )
     nms_radius: int = setting(
-        3, "pixels without a second keypoint; 4 spreads them more, but fewer match", 2, 16,
+        2, "pixels without a second keypoint; 3 or 4 spreads them, but fewer repeat", 2, 16,
         fixed=True,
     )  # fmt: skip
     border: int = setting(4, "pixels without keypoints along the edges", 0, 16384, fixed=True)
@@ -422,8 +422,9 @@ class StereoFrontend:
         height, width = left.shape
         if min(height, width) < STRIDE + 2 * self.config.border:
             raise BadInput(f"a {width}x{height} image is too small for the network")
-        in_cell = (STRIDE // block_side(self.config.nms_radius)) ** 2
-        blocks = math.ceil(height / STRIDE) * math.ceil(width / STRIDE) * in_cell
+        side = block_side(self.config.nms_radius)
+        padded = (math.ceil(length / STRIDE) * STRIDE for length in (height, width))
+        blocks = math.prod(math.ceil(length / side) for length in padded)
         if self.config.max_keypoints > blocks:
             raise BadInput(
                 f"max_keypoints {self.config.max_keypoints} is more than a {width}x{height} image "
