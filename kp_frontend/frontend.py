@@ -44,7 +44,7 @@ class FrontendConfig:
     """What a user may choose. Distances in pixels unless said."""
 
     model: str = setting("tiny", "released network by name, or a .safetensors file", fixed=True)
-    backend: str = setting("auto", f"auto, or one of {', '.join(BACKENDS)}", fixed=True)
+    backend: str = setting("auto", "what runs the network", choices=("auto", *BACKENDS), fixed=True)
     precision: str = setting(
         "auto", "of the network, where the backend has it", choices=PRECISIONS, fixed=True
     )

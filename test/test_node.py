@@ -185,7 +185,7 @@ def test_silence_is_explained(stereo_node):
     ("parameter", "words"),
     [
         ("model:=/no/such.safetensors", "no weights"),
-        ("backend:=abacus", "unknown backend"),
+        ("backend:=abacus", "must be one of auto, tensorrt"),
         ("nms_radius:=0", "nms_radius"),
         ("descriptor_type:=float64", "descriptor_type"),
         ("row_tolerance:=2", "row_tolerance"),  # an integer
