@@ -204,3 +204,9 @@ def test_scenes_with_truth_are_validated_on_too(training_images, training_labels
     row = read_log(tmp_path / "run/log.jsonl")[-1]
     assert row["validation_middlebury_disparity_accuracy"] > 0.8
     assert row["validation_middlebury_correct_matches"] > 100
+
+
+def test_weights_that_do_not_exist_are_refused_before_any_work(training_images, tmp_path):
+    with pytest.raises(ValueError, match="no weights 'nope'"):
+        train(small("release"), training_images, tmp_path / "run", "cpu", start="nope")
+    assert not (tmp_path / "run").exists()
