@@ -26,15 +26,15 @@ def heatmap(logits: Tensor) -> Tensor:
     return logits[:, 0].float().sigmoid()
 
 
-def keypoint_scores(heat: Tensor) -> Tensor:
-    """Score of a keypoint at each pixel, (B, H, W) in 0..1: the heat of the 3x3 pixels around it.
+def mean_heat(heat: Tensor) -> Tensor:
+    """Mean heat of the 3x3 pixels around each pixel, (B, H, W) in 0..1; beyond the image it is 0.
 
-    A keypoint between pixels is spread over up to four of them: the height of its peak alone says
-    how it falls on the pixel grid, which differs between views.
+    By this keypoints are ranked. A keypoint between pixels is spread over up to four of them: the
+    height of its peak alone says how it falls on the pixel grid, which differs between views.
     """
     padded = F.pad(heat, (1, 1, 1, 1))
     rows = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]
-    return (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]).clamp(max=1.0)
+    return (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / 9
 
 
 def block_side(radius: int) -> int:
@@ -174,16 +174,18 @@ def detect(
         border: width of the frame in which no keypoint is reported, pixels.
 
     Returns:
-        Positions (B, K, 2), scores (B, K) and unit descriptors (B, K, D). Rows without a keypoint
-        come last and have score 0.
+        Positions (B, K, 2), scores (B, K) and unit descriptors (B, K, D). A score is the heat of
+        the 3x3 pixels around the keypoint, at most 1: the probability that one is there. Rows
+        without a keypoint come last and have score 0.
     """
     height, width = size
     heat = heatmap(logits)
     inner = torch.zeros_like(heat)
     inner[:, border : height - border, border : width - border].fill_(1.0)
     side = block_side(radius)
-    peaks = suppress(block_peaks(keypoint_scores(heat) * inner, side), radius)
-    scores, pixels = top_keypoints(peaks, side, count)
+    peaks = suppress(block_peaks(mean_heat(heat) * inner, side), radius)
+    mean, pixels = top_keypoints(peaks, side, count)
+    scores = (9 * mean).clamp(max=1.0)
     x, y = refine(heat, pixels).unbind(-1)  # with a narrow border the window may reach beyond
     xy = torch.stack([x.clamp(0, width - 1), y.clamp(0, height - 1)], -1)
     return xy, scores, sample_descriptors(descriptors, xy)

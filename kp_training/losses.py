@@ -41,10 +41,13 @@ def detector_loss(logits: Tensor, target: Tensor, positive_weight: float = 1.0) 
     """Binary cross entropy of each pixel against targets (B, H, W) in 0..1.
 
     Args:
-        positive_weight: how much more a keypoint counts than its absence.
+        positive_weight: how much more a keypoint counts than its absence. Weighted so, the logits
+            of lowest loss are too high by its logarithm, which is added here: the network's own
+            remain those of a probability.
     """
     weight = torch.as_tensor(positive_weight, device=logits.device)
-    return F.binary_cross_entropy_with_logits(logits[:, 0], target, pos_weight=weight)
+    logits = logits[:, 0] + weight.log()
+    return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
 
 
 def gaussian_heatmap(

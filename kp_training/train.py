@@ -190,9 +190,6 @@ def _network(config: TrainConfig, start: str | Path | None) -> KeypointNetwork:
         if given.config != network.config:
             raise ValueError(f"{start} is not a network of size {config.size}")
         network.load_state_dict(given.state_dict())
-    else:  # the logits that keypoints weighted so have where nothing is known of an image yet
-        with torch.no_grad():
-            network.detector.logits.bias += math.log(config.positive_weight)
     return network
 
 

@@ -13,7 +13,7 @@ from kp_frontend.detection import (
     block_side,
     detect,
     heatmap,
-    keypoint_scores,
+    mean_heat,
     refine,
     sample_descriptors,
     suppress,
@@ -38,11 +38,11 @@ def test_keypoints_rank_alike_wherever_they_lie_between_pixels():
     heat = torch.full((1, 20, 40), 0.0001)
     heat[0, 5, 10] = 0.8
     heat[0, 12:14, 25:27] = 0.2  # the same keypoint half a pixel further each way
-    found = keypoint_scores(heat)
+    found = mean_heat(heat)
     first, second = found[0, :, :18].max(), found[0, :, 18:].max()
     torch.testing.assert_close(first, second, rtol=0.02, atol=0)
     assert found[0, 5, 10] == first
-    assert keypoint_scores(torch.ones(1, 8, 8)).max() == 1
+    assert mean_heat(torch.ones(1, 8, 8)).max() == 1
 
 
 def test_heatmap_puts_each_logit_on_its_pixel():

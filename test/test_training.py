@@ -132,9 +132,14 @@ def test_heatmap_loss_is_lowest_where_the_labels_are():
     target = gaussian_heatmap(points, torch.tensor([[1.0, 0.0]]), 16, 48, 1.5)
     assert target[0, 11, 20] == 1 and target[0, :, 30:].sum() == 0
     assert target[0, 11, 22] == pytest.approx(np.exp(-4 / 4.5))
-    best = (500 * target / (1 - target).clamp(min=1e-4)).clamp(min=1e-4).log()[:, None]
+    # Whatever the weight, the lowest loss is at the logits of the targets themselves.
+    best = target[:, None].clamp(1e-4, 1 - 1e-4).logit().requires_grad_()
     flat = detector_loss(torch.zeros_like(best), target, 500.0)
     assert detector_loss(best, target, 500.0) < flat < detector_loss(-best, target, 500.0)
+    for weight in (1.0, 500.0):
+        half = torch.zeros_like(best).requires_grad_()
+        detector_loss(half, torch.full_like(target, 0.5), weight).backward()
+        assert half.grad.abs().max() < 1e-6
 
 
 def test_scores_learn_which_matches_come_out_right():
