@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from kp_training.config import TrainConfig
 
-NOISE = 8  # uniform numbers that fix the light of a view
+LAMPS = (3, 4)  # grid of gains that light a view unevenly
+NOISE = 9 + LAMPS[0] * LAMPS[1]  # uniform numbers that fix the light of a view
 
 
 def native_bf16(device: str) -> bool:
@@ -83,8 +84,8 @@ def photometric(image: Tensor, noise: Tensor, kind: str = "camera") -> Tensor:
         image: (B, 1, H, W) in 0..255.
         noise: (B, NOISE) uniform numbers that fix every change but the sensor noise's pixels.
         kind: `jitter` changes contrast and brightness alone; `camera` also gamma, a gradient of
-            light, blur and noise; `strong` also the lens's vignetting and JPEG's blocks, and
-            stronger noise.
+            light, blur and noise; `strong` also uneven light, the lens's vignetting and JPEG's
+            blocks, and stronger noise.
 
     Returns:
         (B, 1, H, W) float, rounded to what an 8-bit camera would give.
@@ -99,6 +100,8 @@ def photometric(image: Tensor, noise: Tensor, kind: str = "camera") -> Tensor:
     across = torch.linspace(-1, 1, image.shape[3], device=image.device)
     x = x * (1 + 0.3 * u[:, 3] * across)
     if kind == "strong":
+        lamps = (u[:, 9:] * noise[:, 8, None, None, None, None]).reshape(-1, 1, *LAMPS)
+        x = x * torch.exp(F.interpolate(lamps, x.shape[2:], mode="bicubic", align_corners=True))
         down = torch.linspace(-1, 1, image.shape[2], device=image.device)[:, None]
         x = x * (1 - 0.25 * u[:, 6].clamp(min=0) * (across**2 + down**2))
     kernel = torch.tensor([1.0, 2.0, 1.0], device=image.device)

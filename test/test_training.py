@@ -71,9 +71,16 @@ def test_light_changes_are_of_the_kind_that_is_asked_for():
     image = cv2.GaussianBlur(np.random.default_rng(0).random((64, 96)) * 255, None, 1.0)
     image = torch.from_numpy(np.float32(image))[None, None]
     for kind in ("jitter", "camera", "strong"):
-        middle = photometric(image, torch.full((1, NOISE), 0.5) * torch.tensor(
-            [1, 1, 1, 1, 1, 0, 1, 2.0]), kind)  # fmt: skip
+        u = torch.full((1, NOISE), 0.5)
+        u[:, 5], u[:, 7] = 0.0, 1.0
+        middle = photometric(image, u, kind)
         torch.testing.assert_close(middle, image.round())  # the numbers' middle changes nothing
+    u = torch.full((1, NOISE), 0.5)
+    u[:, 5], u[:, 7] = 0.0, 1.0
+    u[:, 9], u[:, -1] = 1.0, 0.0  # light from the top left, dark at the bottom right
+    lit = photometric(image / 4, u, "strong") / (image / 4)
+    assert lit[..., :8, :8].mean() > 1.3 and lit[..., -8:, -8:].mean() < 0.8
+    assert (lit[..., 28:36, 44:52].mean() - 1).abs() < 0.1
     u = torch.full((1, NOISE), 0.5)
     u[:, 5], u[:, 6], u[:, 7] = 0, 1.0, 0.0
     strong = photometric(image, u, "strong")
