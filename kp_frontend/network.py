@@ -39,7 +39,7 @@ class NetworkConfig:
 SIZES: dict[str, NetworkConfig] = {
     # 2.8 GFLOP for a 640x480 image, 0.4 M parameters: for CPUs.
     "tiny": NetworkConfig((16, 24, 64, 96), (1, 2, 3, 3), (16, 24), 64, 64),
-    # 42 GFLOP, 1.9 M parameters, somewhat below SuperPoint's cost: for GPUs.
+    # 43 GFLOP, 1.9 M parameters, somewhat below SuperPoint's cost: for GPUs.
     "base": NetworkConfig((64, 128, 128, 128), (3, 4, 4, 3), (32, 64), 128, 128),
 }
 
