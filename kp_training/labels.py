@@ -31,7 +31,8 @@ from kp_training.classics import check_detector, classic_keypoints, repeat_share
 from kp_training.pairs import find_pairs
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff"}
-NOT_COLOUR = ("depth", "mask", "depthcrop", "maskcrop")  # ends of names in the RGB-D Object Dataset
+# Ends of names in the RGB-D Object Dataset of what belongs to a colour image, and that image's.
+NOT_COLOUR = {"_depth": "", "_mask": "", "_depthcrop": "_crop", "_maskcrop": "_crop"}
 PART = 100  # images after which what is done is kept
 
 
@@ -69,11 +70,15 @@ def find_images(folder: Path) -> list[Path]:
         raise ValueError(f"{folder} is not a folder of images")
     if pairs := find_pairs(folder):
         return sorted({folder / name for pair in pairs for name in (pair.left, pair.right)})
-    paths = sorted(
-        p
-        for p in folder.rglob("*")
-        if p.suffix.lower() in IMAGE_SUFFIXES and not p.stem.lower().endswith(NOT_COLOUR)
-    )
+    images = {p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES}
+    of_others = {
+        path
+        for path in images
+        for end, colour in NOT_COLOUR.items()
+        if path.stem.endswith(end)
+        and path.with_stem(path.stem.removesuffix(end) + colour) in images
+    }
+    paths = sorted(images - of_others)
     if not paths:
         raise ValueError(f"no images below {folder} ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return paths

@@ -109,6 +109,8 @@ def test_the_rgbd_object_data_set_is_read_by_instance_and_colour_only(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     assert [str(p.relative_to(tmp_path)) for p in find_images(tmp_path)] == sorted(RGBD)
+    (tmp_path / "ski_mask.png").write_bytes(b"")  # of no other image: a picture of its own
+    assert tmp_path / "ski_mask.png" in find_images(tmp_path)
     scenes = [scene_of(name) for name in RGBD]
     assert scenes[0] == scenes[1] == "rgbd-dataset/apple/apple_1" and len(set(scenes)) == 4
 
