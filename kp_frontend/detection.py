@@ -175,8 +175,8 @@ def detect(
 
     Returns:
         Positions (B, K, 2), scores (B, K) and unit descriptors (B, K, D). A score is the heat of
-        the 3x3 pixels around the keypoint, at most 1: the probability that one is there. Rows
-        without a keypoint come last and have score 0.
+        the 3x3 pixels around the keypoint, at most 1. Rows without a keypoint come last and have
+        score 0.
     """
     height, width = size
     heat = heatmap(logits)

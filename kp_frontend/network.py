@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -172,7 +172,7 @@ def save_network(
     """Write weights and architecture to a safetensors file."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(network).items()}
     header = {"architecture": json.dumps(asdict(network.config)), **(metadata or {})}
-    save_file(state, str(path), metadata=header)
+    Path(path).write_bytes(save(state, header))
 
 
 def weights(network: KeypointNetwork) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
@@ -41,7 +41,7 @@ def save_checkpoint(
         "scheduler": scheduler.state_dict(),
     }
     metadata = {"progress": json.dumps(progress), "schedule": json.dumps(schedule)}
-    save_file(tensors, str(path) + ".part", metadata=metadata)
+    Path(str(path) + ".part").write_bytes(save(tensors, metadata))
     os.replace(str(path) + ".part", path)
 
 

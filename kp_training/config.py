@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from kp_frontend.network import STRIDE
+
 CONFIG_DIR = Path(__file__).parent / "config"
 CHOICES = {
     "optimizer": ("adamw", "adam"),
@@ -16,6 +18,17 @@ CHOICES = {
     "descriptor": ("infonce", "triplet"),
     "photometric": ("jitter", "camera", "strong"),
 }
+# Lowest and highest value of numbers; those not named may be anything from 0 on.
+BOUNDS = {
+    "epochs": (0, 10**6), "steps": (1, 10**9), "batch": (1, 10**6), "validate_every": (1, 10**9),
+    "learning_rate": (1e-12, 10.0), "ema": (0.0, 0.99999), "positive_weight": (1e-3, 1e6),
+    "heatmap_sigma": (0.1, 100.0), "temperature": (1e-3, 10.0), "row_weight": (1e-3, 1e3),
+    "correspondences": (2, 10**5), "lowest_repeat": (0.0, 1.0), "explosion": (1.0, 1e9),
+    "height": (80, 10**4), "width": (80, 10**4), "canvas": (80, 10**4),
+    "most_keypoints": (1, 10**5), "zoom": (0.01, 100.0), "real_share": (0.0, 1.0),
+    "stereo_share": (0.0, 1.0),
+    "rotation": (0.0, 180.0), "scale": (1.0, 10.0), "shift": (0.0, 1.0), "perspective": (0.0, 0.4),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,6 @@ class TrainConfig:
     detector_weight: float = 64.0  # of the mean over pixels of the binary cross entropy
     positive_weight: float = 1.0  # how much more a keypoint counts there than its absence
     heatmap_sigma: float = 1.5  # pixels, of the heatmap's Gaussians
-    matchability: float = 0.0  # weight of the loss that makes scores foretell right matches
     # Descriptor loss
     descriptor: str = "infonce"
     descriptor_weight: float = 1.0
@@ -72,7 +84,6 @@ class TrainConfig:
     # Labels
     lowest_repeat: float = 0.5
     lowest_response: float = 0.0
-    weigh_by_repeat: bool = False  # a label counts as much as it repeats
     # Loop
     validate_every: int = 250  # steps; with `epochs`, once an epoch
     keep_every: int = 0  # validations between weights that are kept besides best and last
@@ -104,6 +115,11 @@ def load_config(name: str) -> TrainConfig:
     checked = _settings(settings, TrainConfig, path)
     checked["views"] = ViewConfig(**_settings(checked.pop("views", {}), ViewConfig, path))
     config = TrainConfig(**checked)
+    for side in ("height", "width"):
+        if getattr(config.views, side) % STRIDE:
+            raise ValueError(f"{path}: {side} must be a multiple of {STRIDE}")
+    if config.correspondences > config.views.most_keypoints:
+        raise ValueError(f"{path}: correspondences must be at most most_keypoints")
     if config.batch % config.micro:
         raise ValueError(f"{path}: batch {config.batch} is no multiple of {config.micro_batch}")
     return config
@@ -123,11 +139,16 @@ def _settings(given: object, kind: type, path: Path) -> dict[str, Any]:
             checked[name] = value
             continue
         if isinstance(wanted, tuple) and isinstance(value, list) and len(value) == len(wanted):
-            value = tuple(value)
+            numbers = all(type(v) in (int, float) for v in value)
+            value = tuple(float(v) for v in value) if numbers else value
         if isinstance(wanted, float) and type(value) is int:
             value = float(value)
         if type(value) is not type(wanted):
             raise ValueError(f"{path}: {name} is {value!r}, must be like {wanted!r}")
+        low, high = BOUNDS.get(name, (0, 1e9))
+        for number in value if isinstance(value, tuple) else (value,):
+            if type(number) in (int, float) and not low <= number <= high:  # NaN is not within
+                raise ValueError(f"{path}: {name} is {value}, must be between {low:g} and {high:g}")
         if name in CHOICES and value not in CHOICES[name]:
             raise ValueError(f"{path}: {name} is {value!r}, must be of {', '.join(CHOICES[name])}")
         checked[name] = value

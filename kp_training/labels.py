@@ -1,8 +1,9 @@
 """Pseudo-labels: where the detector is taught to fire.
 
 Labels are computed once for a folder of images, in parallel, and kept in one `.npz` file: `paths`
-(relative to the folder), `start` (the first keypoint of each image, and the total), and for each
-keypoint `xy` (float32, pixels, centre of the top-left pixel at (0, 0)), `response`, `size` and
+(relative to the folder), `digest` (CRC-32 of each image file, so that labels are not taken for
+another image's), `start` (the first keypoint of each image, and the total), and for each keypoint
+`xy` (float32, pixels, centre of the top-left pixel at (0, 0)), `response`, `size` and
 `repeat`, the share of random views of the image in which the detector finds the keypoint again;
 `settings` says in JSON how they were made. Training can leave out what does not survive a change
 of view (the idea of SuperPoint's homographic adaptation, applied to SIFT and others).
@@ -42,6 +43,7 @@ class Labels:
 
     folder: Path
     paths: np.ndarray
+    digest: np.ndarray
     start: np.ndarray
     xy: np.ndarray
     response: np.ndarray
@@ -84,19 +86,31 @@ def find_images(folder: Path) -> list[Path]:
     return paths
 
 
+def read_grey(path: Path) -> np.ndarray | None:
+    """An image (H, W) uint8, None if it cannot be read or is larger than OpenCV allows."""
+    try:
+        return cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    except (cv2.error, UnicodeError):
+        return None
+
+
 def _label_file(
     path: Path, folder: Path, most: int, views: int, detector: str
 ) -> np.ndarray | None:
     cv2.setNumThreads(1)
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    image = read_grey(path)
     if image is None:
         return None
-    rows = classic_keypoints(image, most, detector)
-    if not len(rows):
-        return np.zeros((0, 5))
     # By name, so that what an image's labels are does not depend on the images beside it.
     seed = zlib.crc32(path.relative_to(folder).as_posix().encode())
-    return np.column_stack([rows, repeat_share(image, rows[:, :2], most, views, seed, detector)])
+    try:
+        rows = classic_keypoints(image, most, detector)
+        if not len(rows):
+            return np.zeros((0, 5))
+        repeat = repeat_share(image, rows[:, :2], most, views, seed, detector)
+    except cv2.error:  # too small for the detector's scales
+        return None
+    return np.column_stack([rows, repeat])
 
 
 def label_folder(
@@ -154,7 +168,8 @@ def label_in_parts(
         task = bar.add_task("labelling", total=len(paths))
         for begin in range(0, len(paths), PART):
             some = names[begin : begin + PART]
-            key = hashlib.sha256("\n".join([said, *some]).encode()).hexdigest()[:16]
+            contents = (f"{name} {_digest(folder / name)}" for name in some)
+            key = hashlib.sha256("\n".join([said, *contents]).encode()).hexdigest()[:16]
             file = parts / f"{key}.npz"
             done = _read_part(file)
             if done is None:
@@ -167,12 +182,17 @@ def label_in_parts(
                 bar.advance(task, len(some))
             rows |= {name: done.get(name) for name in some}
     arrays = _pack(rows)
+    arrays["digest"] = np.array([_digest(folder / name) for name in arrays["paths"]], np.uint32)
     if not len(arrays["paths"]):
         raise ValueError(f"none of the {len(paths)} images below {folder} can be read")
     _write_arrays(out, arrays | {"settings": np.array(said)})
     shutil.rmtree(parts)
     unreadable = [folder / name for name, found in rows.items() if found is None]
     return load_labels(folder, out), unreadable
+
+
+def _digest(path: Path) -> int:
+    return zlib.crc32(path.read_bytes())
 
 
 def _pack(rows: dict[str, np.ndarray | None]) -> dict[str, np.ndarray]:
@@ -217,21 +237,33 @@ def check_writable(out: Path) -> None:
 
 
 def load_labels(folder: Path, file: Path) -> Labels:
-    """Read labels of a folder from a file that `write_labels` wrote.
+    """Read labels of a folder from a file that `label_folder` wrote.
 
     Raises:
-        ValueError: not such a file, or some of its images are not below the folder.
+        ValueError: not such a file, or some of its images are not below the folder or are others.
     """
     try:
         with np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
             labels = Labels(folder=folder, settings=str(found.pop("settings", "")), **found)
-    except (TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            count = int(labels.start[-1])
+            shapes = [len(labels.start) - 1, len(labels.digest), *labels.xy.shape]
+            shapes += [len(labels.response), len(labels.size), len(labels.repeat)]
+            if shapes != [len(labels), len(labels), count, 2, count, count, count]:
+                raise ValueError("arrays do not belong together")
+    except (TypeError, ValueError, IndexError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} is not a file of labels; `kp label` makes one") from error
     missing = [path for path in labels.paths if not (folder / path).is_file()]
     if missing:
         raise ValueError(
             f"{file}: {len(missing)} of its {len(labels)} images are not below {folder}, "
             f"the first {missing[0]}"
+        )
+    pairs = zip(labels.paths, labels.digest, strict=True)
+    others = [path for path, digest in pairs if _digest(folder / path) != digest]
+    if others:
+        raise ValueError(
+            f"{file}: {len(others)} of its {len(labels)} images are not those below {folder}, "
+            f"the first {others[0]}; label them again"
         )
     return labels

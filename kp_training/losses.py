@@ -94,46 +94,6 @@ def triplet_loss(
     return (loss * usable).sum() / usable.sum().clamp(min=1), (right_one & valid).sum() / total
 
 
-def matched_rightly(
-    descriptors: tuple[Tensor, Tensor], xy: tuple[Tensor, Tensor], place: Tensor, within: float
-) -> tuple[Tensor, Tensor]:
-    """Which keypoints of two views (B, K) are mutual nearest neighbours and lie where they should.
-
-    Args:
-        descriptors: (B, K, D) unit descriptors of each view's keypoints.
-        xy: (B, K, 2) the keypoints.
-        place: (B, K, 2) where those of the first view truly are in the second.
-        within: pixels.
-    """
-    similarity = descriptors[0] @ descriptors[1].transpose(1, 2)
-    there, back = similarity.argmax(2), similarity.argmax(1)
-    mutual = back.gather(1, there) == torch.arange(there.shape[1], device=there.device)
-    found = xy[1].gather(1, there[..., None].expand(-1, -1, 2))
-    first = mutual & ((found - place).norm(dim=-1) <= within)
-    return first, first.gather(1, back) & (
-        there.gather(1, back) == torch.arange(back.shape[1], device=back.device)
-    )
-
-
-def matchability_loss(heat: Tensor, pixels: Tensor, right: Tensor, counts: Tensor) -> Tensor:
-    """Binary cross entropy between keypoints' scores and whether their matches came out right.
-
-    Scores so become the probability of a right match: what does not repeat or is confused with
-    others falls behind (the round-trip success of Gleize et al., "SiLK", 2023). A keypoint's
-    score is the heat of the 3x3 pixels around it: a keypoint between pixels is spread over four.
-
-    Args:
-        heat: (B, H, W) keypoint probabilities, with gradient.
-        pixels: (B, K, 2) int64 places of the keypoints.
-        right: (B, K) bool.
-        counts: (B, K) bool, which keypoints have a say.
-    """
-    mass = F.avg_pool2d(heat[:, None], 3, stride=1, padding=1)[:, 0] * 9
-    scores = mass.flatten(1).gather(1, pixels[..., 1] * heat.shape[2] + pixels[..., 0])
-    loss = F.binary_cross_entropy(scores.clamp(1e-4, 1 - 1e-4), right.float(), reduction="none")
-    return (loss * counts).sum() / counts.sum().clamp(min=1)
-
-
 def descriptor_loss(
     left: Tensor,
     right: Tensor,

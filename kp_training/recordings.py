@@ -53,8 +53,7 @@ def extract_images(bag: Path, topic: str | None, cache: Path, every: int) -> Pat
         ValueError: no such bag or topic, several topics and none chosen, no image, or the folder
             holds the images of something else.
     """
-    from rosbags.highlevel import AnyReader, AnyReaderError
-    from rosbags.typesys import Stores, get_typestore
+    from kp_training.evaluation.bags import Bag  # only here: rosbags
 
     done = cache / "source.json"
     if done.is_file():
@@ -63,34 +62,29 @@ def extract_images(bag: Path, topic: str | None, cache: Path, every: int) -> Pat
         if source != wanted:
             raise ValueError(f"{cache} holds the images of {source}; choose another folder")
         return cache
-    if not bag.exists():
-        raise ValueError(f"no bag {bag}")
-    cache.mkdir(parents=True, exist_ok=True)
+    if cache.exists():
+        for frame in cache.glob("frame_*.png"):  # of a call that was interrupted
+            frame.unlink()
     broken = written = 0
-    try:
-        with AnyReader([bag], default_typestore=get_typestore(Stores.ROS2_JAZZY)) as reader:
-            images = [c for c in reader.connections if c.msgtype in IMAGE_TYPES]
-            topics = sorted({c.topic for c in images})
-            if topic is None and len(topics) == 1:
-                topic = topics[0]
-            if topic not in topics:
-                chosen = f"has no images on {topic!r}" if topic else "needs --topic"
-                raise ValueError(f"{bag} {chosen}; image topics: {', '.join(topics) or 'none'}")
-            chosen = [c for c in images if c.topic == topic]
-            total = sum(c.msgcount for c in chosen)
-            messages = track(reader.messages(chosen), "extracting images", total=total)
-            for i, (connection, _, raw) in enumerate(messages):
-                if i % every:
-                    continue
-                message = reader.deserialize(raw, connection.msgtype)
-                image = grey_image(message, connection.msgtype)
-                if image is None:
-                    broken += 1
-                    continue
-                cv2.imwrite(str(cache / f"frame_{written:06}.png"), image)
-                written += 1
-    except (AnyReaderError, KeyError) as error:
-        raise ValueError(f"{bag} cannot be read as a bag: {error}") from error
+    with Bag(bag, ros1=True) as recording:
+        topics = recording.of_type(*IMAGE_TYPES)
+        if topic is None and len(topics) == 1:
+            topic = topics[0]
+        if topic not in topics:
+            chosen = f"has no images on {topic!r}" if topic else "needs --topic"
+            raise ValueError(f"{bag} {chosen}; image topics: {', '.join(topics) or 'none'}")
+        cache.mkdir(parents=True, exist_ok=True)
+        kind, total = recording.topics[topic].type, recording.topics[topic].count
+        messages = track(recording.messages([topic]), "extracting images", total=total)
+        for i, (_, _, raw) in enumerate(messages):
+            if i % every:
+                continue
+            image = grey_image(recording.read(topic, raw), kind)
+            if image is None:
+                broken += 1
+                continue
+            cv2.imwrite(str(cache / f"frame_{written:06}.png"), image)
+            written += 1
     if broken:
         print(f"left out, cannot be decoded: {broken} images")
     if not written:

@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ from kp_frontend.detection import (
 )
 from kp_frontend.network import STRIDE, KeypointNetwork, load_network, weights_path
 from kp_training.classics import random_homography
-from kp_training.labels import Labels, check_writable, label_in_parts
+from kp_training.labels import Labels, check_writable, label_in_parts, read_grey
 from kp_training.views import NOISE, native_bf16, photometric, sample, transform
 
 BORDER = 6  # of a view, pixels, in which responses do not count: the network sees its edge there
@@ -67,7 +66,9 @@ def adapted_keypoints(
     )
     pixels = torch.stack([columns, rows], -1).reshape(1, -1, 2).expand(views, -1, -1)
     source = transform(torch.linalg.inv(to_view), pixels)
-    seen = sample(image.expand(views, 1, -1, -1), source).reshape(views, 1, height, width)
+    # Where a view reaches beyond the image no edge may be seen: it would be labelled.
+    seen = sample(image.expand(views, 1, -1, -1), source, "border")
+    seen = seen.reshape(views, 1, height, width)
     seen[1:] = photometric(
         seen[1:], torch.from_numpy(rng.random((views - 1, NOISE), np.float32)).to(image.device)
     )
@@ -125,7 +126,7 @@ def relabel_folder(
 
     def rows_of(paths: list[Path]) -> Iterator[np.ndarray | None]:
         for path in paths:
-            image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+            image = read_grey(path)
             if image is None:
                 yield None
                 continue

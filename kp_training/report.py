@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from kp_training.config import TrainConfig
 from kp_training.labels import Labels
@@ -25,7 +26,6 @@ def write_report(
     labels: Labels,
     split: tuple[np.ndarray, np.ndarray],
     progress: dict[str, Any],
-    start: str | Path | None,
     process: Process,
 ) -> None:
     """Write `run.json`, `card.md` and `curves.png` of a run that ended, and say its rates."""
@@ -35,7 +35,7 @@ def write_report(
     seconds = max(progress["seconds"], 1e-9)
     run = {
         "config": asdict(config),
-        "start": None if start is None else _fingerprint_file(start),
+        "start": progress["start"],
         "commit": commit(),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {process.device}, {process.world} process(es)",
@@ -66,11 +66,12 @@ def write_report(
 def card(run: dict[str, Any], name: str) -> str:
     """The model card of a run, Markdown."""
     config, data = run["config"], run["data"]
-    settings = "\n".join(f"- {k}: {v}" for k, v in config.items() if k != "views")
-    views = "\n".join(f"- {k}: {v}" for k, v in config["views"].items())
+    # Through JSON: tuples become lists, which YAML has.
+    recipe = yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False)
     metrics = "\n".join(
         f"| {k} | {v:.4g} |" for k, v in run["best"].items() if k != "step" and v is not None
     )
+    again = "" if run["start"] is None else " --from WEIGHTS"
     begun = "random weights" if run["start"] is None else f"the weights {run['start']}"
     return f"""# {name}
 
@@ -90,15 +91,12 @@ Start: {begun}. Code: commit {run["commit"] or "unknown"}, torch {run["torch"]}.
 images/s, {run["data_wait"]:.1%} of the time waiting for data. The weights are those of step
 {run["best"]["step"]}, of the lowest validation loss.
 
-{settings}
+To train again, save this as RECIPE.yaml:
 
-Views:
+```yaml
+{recipe}```
 
-{views}
-
-To train again, save the settings as YAML (views below `views:`):
-
-    kp train --config RECIPE.yaml --images IMAGES --out RUN
+    kp train --config RECIPE.yaml --images IMAGES --labels LABELS --out RUN{again}
 
 ## Metrics on held-out images
 
@@ -120,7 +118,8 @@ def fingerprint(labels: Labels) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint_file(model: str | Path) -> str:
+def fingerprint_file(model: str | Path) -> str:
+    """Name and SHA-256 of weights, by released name or file."""
     from kp_frontend.network import weights_path
 
     path = weights_path(model)

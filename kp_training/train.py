@@ -31,7 +31,7 @@ from kp_training.data import PairDataset, micro_batches
 from kp_training.labels import Labels, label_folder, load_labels
 from kp_training.objective import losses
 from kp_training.parallel import join
-from kp_training.report import fingerprint, write_report
+from kp_training.report import fingerprint, fingerprint_file, write_report
 from kp_training.runlog import RunLog
 from kp_training.splits import split_images
 from kp_training.validation import Validator
@@ -96,6 +96,7 @@ def train(
     progress = {"step": 0, "best": math.inf, "since_best": 0, "usual": None}
     progress |= {"seconds": 0.0, "waited": 0.0, "images": 0, "config": asdict(config)}
     progress["data"] = fingerprint(labels)
+    progress["start"] = None if start is None else fingerprint_file(start)
     if (out / "last.safetensors").is_file():
         stored = load_checkpoint(out / "last.safetensors", ema, network, optimizer, scheduler)
         # Through JSON, as it was stored: tuples come back as lists.
@@ -103,6 +104,8 @@ def train(
             raise ValueError(f"{out} holds a run with another recipe; choose another folder")
         if stored["data"] != progress["data"]:
             raise ValueError(f"{out} holds a run on other images or labels; choose another folder")
+        if stored["start"] != progress["start"]:
+            raise ValueError(f"{out} holds a run from other weights; choose another folder")
         progress |= stored
     model = process.wrap(network)
     bf16 = native_bf16(device)
@@ -168,7 +171,7 @@ def train(
                     out / "last.safetensors", ema, network, optimizer, scheduler, progress
                 )
     if process.first:
-        write_report(out, config, labels, (training, held_out), progress, start, process)
+        write_report(out, config, labels, (training, held_out), progress, process)
     process.wait()
     return out / "best.safetensors"
 

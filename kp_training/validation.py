@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,7 @@ class Validator:
         of_recipe = PairDataset(self.labels, self.held_out, pairs, c.seed + 1, c.views)
         # The same views for every recipe, so that the figures of runs can be compared.
         views = ViewConfig(height=c.views.height, width=c.views.width, stereo_share=0.0)
+        self._same_views = replace(c, views=views)
         homographies = PairDataset(self.labels, self.held_out, pairs, c.seed + 2, views)
         self._of_recipe = DataLoader(of_recipe, c.micro)
         self._homographies = DataLoader(homographies, c.micro)
@@ -65,8 +66,10 @@ class Validator:
             total, parts = losses(network, self._to_device(batch), self.config)
             rows.append({"loss": total, **parts})
         result = {key: float(np.mean([row[key].item() for row in rows])) for key in rows[0]}
+        if not np.isfinite(result["loss"]):  # the caller ends the run; nothing can be detected
+            return result
         rows = [
-            homography_metrics(network, self._to_device(batch), self.config)
+            homography_metrics(network, self._to_device(batch), self._same_views)
             for batch in self._homographies
         ]
         result |= {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}

@@ -31,11 +31,12 @@ def displacement(relief: Tensor, blocky: Tensor, height: int, width: int) -> Ten
     return torch.where(blocky[:, None, None, None], steps, smooth)[:, 0]
 
 
-def sample(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values (B, C, N) of maps (B, C, H, W) at pixels (B, N, 2); 0 outside."""
+def sample(maps: Tensor, points: Tensor, outside: str = "zeros") -> Tensor:
+    """Bilinear values (B, C, N) of maps (B, C, H, W) at pixels (B, N, 2); outside they are 0, or
+    with `border` those of the nearest pixel."""
     size = maps.new_tensor([maps.shape[3], maps.shape[2]])
     grid = (points + 0.5) / size * 2 - 1
-    return F.grid_sample(maps, grid[:, None], mode="bilinear", align_corners=False)[:, :, 0]
+    return F.grid_sample(maps, grid[:, None], "bilinear", outside, align_corners=False)[:, :, 0]
 
 
 def transform(homography: Tensor, points: Tensor) -> Tensor:
@@ -156,7 +157,7 @@ def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tenso
         kept = visible & (given[..., 2] >= config.lowest_repeat)
         kept &= given[..., 3] >= config.lowest_response
         labels.append(place)
-        sure.append(kept * given[..., 2].nan_to_num() if config.weigh_by_repeat else kept.float())
+        sure.append(kept.float())
         known = torch.ones_like(shift)
         if view == 1 and "real" in batch:  # the right image of a pair was seen as it is
             shift, known = _real_shift(batch, shift)

@@ -18,11 +18,9 @@ from kp_training.losses import (
     detector_loss,
     gaussian_heatmap,
     keypoint_target,
-    matchability_loss,
-    matched_rightly,
     triplet_loss,
 )
-from kp_training.relabel import relabel_folder
+from kp_training.relabel import adapted_keypoints, relabel_folder
 from kp_training.train import train
 from kp_training.views import (
     NOISE,
@@ -149,27 +147,29 @@ def test_heatmap_loss_is_lowest_where_the_labels_are():
         assert half.grad.abs().max() < 1e-6
 
 
-def test_scores_learn_which_matches_come_out_right():
-    a = torch.eye(3)[None]
-    xy = torch.tensor([[[10.0, 10.0], [20.0, 10.0], [30.0, 10.0]]])
-    place = torch.tensor([[[10.0, 10.0], [25.0, 10.0], [torch.nan, 10.0]]])
-    # The second view's keypoints come in another order; only the first match is where it should be.
-    order = [1, 0, 2]
-    first, second = matched_rightly((a, a[:, order]), (xy, xy[:, order]), place, 2.0)
-    assert first.tolist() == [[True, False, False]] and second.tolist() == [[False, True, False]]
-    heat = torch.full((1, 16, 40), 0.05, requires_grad=True)
-    counts = torch.tensor([[True, True, False]])
-    matchability_loss(heat, xy.long(), first, counts).backward()
-    at = heat.grad[0, 10, [10, 20, 30]]
-    assert at[0] < 0 < at[1] and at[2] == 0
-
-
 def test_a_recipe_with_a_slip_is_refused(tmp_path):
     (tmp_path / "slip.yaml").write_text("stepz: 3\n")
     with pytest.raises(ValueError, match="stepz"):
         load_config(str(tmp_path / "slip.yaml"))
     with pytest.raises(ValueError, match="no recipe"):
         load_config("nothing")
+    for text, told in (
+        ("batch: 0", "batch is 0, must be between 1"),
+        ("jitter: .nan", "jitter"),
+        ("views: {height: 100}", "height must be a multiple of 16"),
+        ("views: {zoom: [a, 1]}", "zoom"),
+        ("correspondences: 5000", "most_keypoints"),
+        ("temperature: -1", "temperature"),
+    ):
+        (tmp_path / "slip.yaml").write_text(text)
+        with pytest.raises(ValueError, match=told):
+            load_config(str(tmp_path / "slip.yaml"))
+
+
+def test_the_frame_of_an_image_is_not_labelled():
+    for grey in (40.0, 250.0):
+        flat = torch.full((240, 320), grey)
+        assert not len(adapted_keypoints(load_network("tiny"), flat, 8, 500, 0))
 
 
 def test_second_round_labels_are_what_the_network_finds_again(training_images, tmp_path):

@@ -43,6 +43,9 @@ def test_labels_are_stored_and_unreadable_images_listed(training_images, tmp_pat
     assert ((again.repeat > 0) & (again.repeat < 1)).all()
     assert json.loads(again.settings) == {"detector": "sift", "most": 2000, "views": 2}
     assert not list(tmp_path.glob("*.part*"))
+    shutil.copy(images / "brick.png", images / "coins.png")  # another image of that name
+    with pytest.raises(ValueError, match=r"1 of its 4 images are not those below .* coins.png"):
+        load_labels(images, tmp_path / "labels.npz")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no images"):
         label_folder(tmp_path / "empty", tmp_path / "x.npz")
@@ -74,6 +77,20 @@ def test_labelling_goes_on_where_it_was_stopped(training_images, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         label_in_parts(training_images, tmp_path / "y.npz", rows_of, {"detector": "y"})
     assert asked == ["brick.png", "camera.png"]
+    # Nor are those of other images.
+    shutil.copytree(training_images, tmp_path / "others")
+    shutil.copy(training_images / "coins.png", tmp_path / "others/brick.png")
+    asked[:] = []
+    with pytest.raises(KeyboardInterrupt):
+        label_in_parts(tmp_path / "others", tmp_path / "y.npz", rows_of, {"detector": "x"})
+    assert asked == ["brick.png", "camera.png"]
+
+
+def test_what_a_detector_cannot_take_is_left_out(training_images, tmp_path):
+    shutil.copy(training_images / "coins.png", tmp_path)
+    cv2.imwrite(str(tmp_path / "tiny.png"), np.zeros((1, 1), np.uint8))
+    labels, left_out = label_folder(tmp_path, tmp_path / "labels.npz", views=2, detector="orb")
+    assert list(labels.paths) == ["coins.png"] and [p.name for p in left_out] == ["tiny.png"]
 
 
 def test_detectors_can_be_combined(training_images):
@@ -176,8 +193,8 @@ def test_stereo_pairs_are_trained_on_as_they_are(stereo_set, tmp_path):
     assert ((disparity - 12).abs().minimum((disparity - 40).abs()) < 1).float().mean() > 0.95
     # Each view has its own labels.
     assert views["sure"][1][real].sum() > 100
-    total, parts = losses(load_network("tiny"), batch, replace(config, matchability=0.5))
-    assert torch.isfinite(total) and parts["came_right"] > 0.3
+    total, parts = losses(load_network("tiny"), batch, config)
+    assert torch.isfinite(total) and parts["matched"] > 0.3
 
 
 def data_of(data):
@@ -265,8 +282,16 @@ def test_images_of_a_bag_become_a_folder_once(tmp_path):
     assert images[0].stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="another folder"):
         extract_images(tmp_path / "bag", "/left", tmp_path / "images", 4)
-    (tmp_path / "no.mcap").write_bytes(b"no bag")
-    for bag in ("no.mcap", "missing"):
+    # A file alone, into a folder where an earlier call was interrupted.
+    (file,) = (tmp_path / "bag").glob("*.mcap")
+    shutil.copy(file, tmp_path / "my.mcap")
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again/frame_000077.png").write_bytes(b"stale")
+    alone = find_images(extract_images(tmp_path / "my.mcap", "/colour", tmp_path / "again", 4))
+    assert [p.read_bytes() for p in alone] == [p.read_bytes() for p in images]
+    for name in ("no.mcap", "no.bag"):
+        (tmp_path / name).write_bytes(b"no bag \x89\xff")
+    for bag in ("no.mcap", "no.bag", "missing"):
         with pytest.raises(ValueError, match="bag"):
             extract_images(tmp_path / bag, None, tmp_path / "x", 1)
 

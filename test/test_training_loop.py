@@ -166,6 +166,22 @@ def test_a_loss_that_breaks_stops_the_run_and_keeps_the_good_state(
     assert read_log(tmp_path / "log.jsonl")[-1]["step"] == 8
 
 
+def test_weights_that_break_between_validations_stop_the_run(
+    training_images, training_labels, tmp_path
+):
+    config = small("release", steps=3, validate_every=1, learning_rate=1e9)
+    with pytest.raises(FloatingPointError, match="loss is nan"):
+        train(config, training_images, tmp_path, "cpu", 0, training_labels)
+
+
+def test_a_run_goes_on_from_its_own_start_only(training_images, training_labels, tmp_path):
+    config = small("release", steps=2, validate_every=1)
+    best = train(config, training_images, tmp_path / "a", "cpu", 0, training_labels)
+    assert best.stat().st_mode & 0o044  # others may read it: the robot's node is another user
+    with pytest.raises(ValueError, match="from other weights"):
+        train(config, training_images, tmp_path / "a", "cpu", 0, training_labels, start="tiny")
+
+
 def test_a_run_ends_early_when_it_no_longer_gets_better(
     training_images, training_labels, tmp_path, monkeypatch
 ):

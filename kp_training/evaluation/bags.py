@@ -49,12 +49,16 @@ class Topic:
 class Bag:
     """An open bag: a rosbag2 folder, or a plain .mcap or .db3 file. A context manager.
 
+    Args:
+        ros1: take ROS 1's .bag files too; their serialised messages are not CDR.
+
     Raises:
         ValueError: it is missing or cannot be read; here, or later where a file is cut.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ros1: bool = False) -> None:
         self.path = path
+        self._ros1 = ros1
         self._scratch: tempfile.TemporaryDirectory | None = None
         if not path.exists():
             raise ValueError(f"{path} does not exist")
@@ -72,6 +76,8 @@ class Bag:
                 raise ReaderError("the folder has no metadata.yaml")
             for file in self.path.glob("*.db3"):
                 _check_length(file)
+            return self.path
+        if self._ros1 and self.path.suffix == ".bag":
             return self.path
         readers = {".mcap": _mcap_topics, ".db3": _sqlite_topics}
         if self.path.suffix not in readers:
@@ -206,7 +212,7 @@ def remove_bag(path: Path) -> None:
 
 
 def _reliability(connection: Connection) -> str:
-    profiles = connection.ext.offered_qos_profiles
+    profiles = getattr(connection.ext, "offered_qos_profiles", None)  # ROS 1 has none
     return profiles[0].reliability.name.lower() if profiles else "unknown"
 
 
