@@ -59,6 +59,7 @@ def adapted_keypoints(
     """
     height, width = image.shape
     rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)  # of the sensor's noise
     to_view = random_views(height, width, views, rng).to(image.device)
     rows, columns = torch.meshgrid(
         *(torch.arange(n, device=image.device, dtype=torch.float32) for n in (height, width)),

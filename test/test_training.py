@@ -169,7 +169,9 @@ def test_a_recipe_with_a_slip_is_refused(tmp_path):
 def test_the_frame_of_an_image_is_not_labelled():
     for grey in (40.0, 250.0):
         flat = torch.full((240, 320), grey)
-        assert not len(adapted_keypoints(load_network("tiny"), flat, 8, 500, 0))
+        found = [adapted_keypoints(load_network("tiny"), flat, 12, 500, 0) for _ in range(2)]
+        assert len(found[0]) < 10  # of the noise; the frame alone would have more
+        np.testing.assert_array_equal(*found)
 
 
 def test_second_round_labels_are_what_the_network_finds_again(training_images, tmp_path):
