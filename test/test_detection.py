@@ -45,6 +45,17 @@ def test_keypoints_rank_alike_wherever_they_lie_between_pixels():
     assert mean_heat(torch.ones(1, 8, 8)).max() == 1
 
 
+def test_the_heat_around_a_keypoint_ranks_it_and_is_its_score():
+    heat = torch.full((1, 1, 64, 64), 1e-5)
+    heat[0, 0, 20, 20] = 0.6
+    heat[0, 0, 40:42, 40:42] = 0.2  # lower, but more in all
+    heat[0, 0, 50:53, 20:23] = 0.5
+    xy, scores, _ = detect(heat.logit(), torch.randn(1, 8, 8, 8), (64, 64), 40, 2, 4)
+    order = [(21, 51), (40.5, 40.5), (20, 20)]
+    torch.testing.assert_close(xy[0, :3], torch.tensor(order), rtol=0, atol=0.1)
+    torch.testing.assert_close(scores[0, :3], torch.tensor([1.0, 0.8, 0.6]), rtol=0, atol=1e-3)
+
+
 def test_heatmap_puts_each_logit_on_its_pixel():
     logits = torch.full((1, 1, 16, 24), -20.0)
     logits[0, 0, 13, 18] = 20.0

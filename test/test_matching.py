@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from kp_frontend.matching import match_stereo, match_temporal, refine_disparity
+from kp_frontend.matching import (
+    match_stereo,
+    match_temporal,
+    quarter_correlation,
+    refine_disparity,
+)
 
 
 def make(seed: int, count: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -91,6 +96,17 @@ def test_disparity_is_refined_whatever_the_exposure(truth):
     assert correlation.min() > 0.9
     assert np.median(np.abs(disparity.numpy() - 10 - truth)) < 0.06
     assert (sigma > 0).all() and sigma.median() < 0.1
+
+
+def test_flat_quarters_are_alike_and_noise_is_no_structure():
+    torch.manual_seed(0)
+    left, right = 100 + 0.2 * torch.randn(2, 20, 9, 9)
+    assert (quarter_correlation(left, right, torch.ones(20, 1, 1)) > 0.7).all()
+    ramp = 10 * torch.arange(9.0).expand(9, 9)
+    assert (quarter_correlation(left + ramp, right - ramp, torch.ones(20, 1, 1)) < -0.9).all()
+    right = right + ramp
+    right[:, 4:, 4:] -= 2 * ramp[4:, 4:]  # one quarter alone shows something else
+    assert (quarter_correlation(left + ramp, right, torch.ones(20, 1, 1)) < -0.9).all()
 
 
 def test_windows_across_a_depth_edge_do_not_correlate():

@@ -75,10 +75,22 @@ def test_light_changes_are_of_the_kind_that_is_asked_for():
         torch.testing.assert_close(middle, image.round())  # the numbers' middle changes nothing
     u = torch.full((1, NOISE), 0.5)
     u[:, 5], u[:, 7] = 0.0, 1.0
+    across = u.clone()
+    across[:, 3] = 1.0
+    gain = photometric(image, across, "camera")[..., -8:].mean() / image[..., -8:].mean()
+    assert 1.15 < gain < 1.35
+    blocky = u.clone()
+    blocky[:, 7] = 0.0  # JPEG's blocks: less detail within them, and nothing else changed
+    fine = (photometric(image, blocky, "strong") - image).abs().mean()
+    assert 5 < fine < 60
+    assert (photometric(image, u, "strong") - image.round()).abs().max() < 1
+    u[:, 8] = 1.0
     u[:, 9], u[:, -1] = 1.0, 0.0  # light from the top left, dark at the bottom right
     lit = photometric(image / 4, u, "strong") / (image / 4)
     assert lit[..., :8, :8].mean() > 1.3 and lit[..., -8:, -8:].mean() < 0.8
     assert (lit[..., 28:36, 44:52].mean() - 1).abs() < 0.1
+    u[:, 8] = 0.0  # as strong as this number says
+    assert (photometric(image, u, "strong") - image.round()).abs().max() < 1
     u = torch.full((1, NOISE), 0.5)
     u[:, 5], u[:, 6], u[:, 7] = 0, 1.0, 0.0
     strong = photometric(image, u, "strong")
