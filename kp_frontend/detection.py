@@ -17,7 +17,10 @@ from torch.nn import functional as F
 
 from kp_frontend.network import CELL
 
-LEVELS = 2**19  # steps of a score where it is packed: with 4 bits of place, 24-bit integers
+# A score and a place in a block, packed in one number: 24 bits, which float32 holds exactly. Powers
+# of two, so that unpacking is exact where an engine divides by multiplying with the reciprocal.
+LEVELS = 2**19
+PLACES = 2**4
 REFINE_RADIUS = 2  # of the window whose centroid is the sub-pixel position, pixels
 
 
@@ -46,8 +49,8 @@ def block_side(radius: int) -> int:
 def block_peaks(heat: Tensor, side: int) -> Tensor:
     """The strongest pixel of each block, (B, h, w), score and place in one number.
 
-    A peak is `floor(score * LEVELS) * side^2 + place`, place being side * y + x in the block, so
-    one maximum finds both, and float32 holds it exactly. Scores are rounded down by 2e-6 at most.
+    A peak is `floor(score * LEVELS) * PLACES + place`, place being side * y + x in the block, so
+    one maximum finds both. Scores are rounded down by 2e-6 at most.
 
     Args:
         heat: (B, H, W) in 0..1.
@@ -55,14 +58,14 @@ def block_peaks(heat: Tensor, side: int) -> Tensor:
     beyond = (0, -heat.shape[2] % side, 0, -heat.shape[1] % side)
     blocks = F.pixel_unshuffle(F.pad(heat[:, None], beyond), side)
     place = torch.arange(side * side, device=heat.device, dtype=heat.dtype)[:, None, None]
-    return ((blocks * LEVELS).floor() * (side * side) + place).amax(1)
+    return ((blocks * LEVELS).floor() * PLACES + place).amax(1)
 
 
 def unpack(peaks: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
     """Score, x and y in the block of packed peaks, as floats."""
-    level = (peaks / (side * side)).floor()
-    place = peaks - level * (side * side)
-    y = (place / side).floor()
+    level = (peaks / PLACES).floor()
+    place = peaks - level * PLACES
+    y = ((place + 0.5) / side).floor()
     return level / LEVELS, place - y * side, y
 
 
@@ -99,7 +102,7 @@ def suppress(peaks: Tensor, radius: int, rounds: int = 2) -> Tensor:
         near.append((apart_x <= radius) & (apart_y <= radius))
         # Of two equals one must be the stronger: here the first in reading order of the blocks.
         stronger.append(near[-1] & (other >= peaks if (dy, dx) < (0, 0) else other > peaks))
-    left = (peaks >= side * side).to(peaks.dtype)  # a score of at least one step
+    left = (peaks >= PLACES).to(peaks.dtype)  # a score of at least one step
     kept = left
     for i in range(rounds):
         if i:

@@ -224,8 +224,11 @@ class StereoPipeline(nn.Module):
         xy, scores, descriptors = self.features(grey)
         if maps is not None:
             places, steps, inside = rectify(xy, maps)
-            # What has no rectified place goes to the end, so that real keypoints come first.
-            scores, order = (scores * inside).topk(self.count, dim=1)
+            # What has no rectified place goes to the end, so that real keypoints come first, in
+            # their order: several may have score 1.
+            rank = torch.arange(self.count, 0, -1, device=scores.device, dtype=scores.dtype)
+            order = (rank * inside).topk(self.count, dim=1).indices
+            scores = (scores * inside).gather(1, order)
             xy, places, descriptors, steps = (
                 _rows(array, order) for array in (xy, places, descriptors, steps)
             )
