@@ -154,7 +154,8 @@ def _means(page: Page, metrics: dict) -> None:
         "Every method's keypoints and descriptors under the front end's limits: rows within "
         f"{limits.row_tolerance:g} px, disparity at least -1 px, cosine at least "
         f"{limits.min_similarity:g}, mutual nearest neighbours; then the disparity is refined on "
-        f"the images, which must correlate by {limits.min_correlation:g}. Best in bold.",
+        f"the images, which must correlate by {limits.min_correlation:g} in each quarter of the "
+        "window. Best in bold.",
     )
 
 
