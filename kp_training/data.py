@@ -16,7 +16,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from kp_training.config import TrainConfig, ViewConfig
-from kp_training.labels import Labels
+from kp_training.labels import Labels, read_grey
 from kp_training.pairs import find_pairs, right_disparity
 from kp_training.views import NOISE
 
@@ -95,7 +95,7 @@ class PairDataset(Dataset):
 
     def _read(self, index: int) -> np.ndarray:
         path = self.labels.folder / self.labels.paths[index]
-        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        image = read_grey(path)
         if image is None:
             raise ValueError(f"{path} cannot be read any more")
         return image

@@ -94,6 +94,11 @@ def read_grey(path: Path) -> np.ndarray | None:
         return None
 
 
+def image_seed(folder: Path, path: Path) -> int:
+    """Of an image's random views: by name, so that its labels do not depend on those beside it."""
+    return zlib.crc32(path.relative_to(folder).as_posix().encode())
+
+
 def _label_file(
     path: Path, folder: Path, most: int, views: int, detector: str
 ) -> np.ndarray | None:
@@ -101,8 +106,7 @@ def _label_file(
     image = read_grey(path)
     if image is None:
         return None
-    # By name, so that what an image's labels are does not depend on the images beside it.
-    seed = zlib.crc32(path.relative_to(folder).as_posix().encode())
+    seed = image_seed(folder, path)
     try:
         rows = classic_keypoints(image, most, detector)
         if not len(rows):
@@ -164,11 +168,13 @@ def label_in_parts(
     said = json.dumps(settings)
     names = [path.relative_to(folder).as_posix() for path in paths]
     rows: dict[str, np.ndarray | None] = {}
+    digests: dict[str, int] = {}
     with Progress() as bar:
         task = bar.add_task("labelling", total=len(paths))
         for begin in range(0, len(paths), PART):
             some = names[begin : begin + PART]
-            contents = (f"{name} {_digest(folder / name)}" for name in some)
+            digests |= {name: _digest(folder / name) for name in some}
+            contents = (f"{name} {digests[name]}" for name in some)
             key = hashlib.sha256("\n".join([said, *contents]).encode()).hexdigest()[:16]
             file = parts / f"{key}.npz"
             done = _read_part(file)
@@ -182,7 +188,7 @@ def label_in_parts(
                 bar.advance(task, len(some))
             rows |= {name: done.get(name) for name in some}
     arrays = _pack(rows)
-    arrays["digest"] = np.array([_digest(folder / name) for name in arrays["paths"]], np.uint32)
+    arrays["digest"] = np.array([digests[name] for name in arrays["paths"]], np.uint32)
     if not len(arrays["paths"]):
         raise ValueError(f"none of the {len(paths)} images below {folder} can be read")
     _write_arrays(out, arrays | {"settings": np.array(said)})

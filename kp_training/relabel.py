@@ -9,7 +9,6 @@ training can leave out, or prefer, as it does with SIFT's.
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from kp_frontend.detection import (
 )
 from kp_frontend.network import STRIDE, KeypointNetwork, load_network, weights_path
 from kp_training.classics import random_homography
-from kp_training.labels import Labels, check_writable, label_in_parts, read_grey
+from kp_training.labels import Labels, check_writable, image_seed, label_in_parts, read_grey
 from kp_training.views import NOISE, native_bf16, photometric, sample, transform
 
 BORDER = 6  # of a view, pixels, in which responses do not count: the network sees its edge there
@@ -135,7 +134,7 @@ def relabel_folder(
             height, width = grey.shape
             padding = (0, -width % STRIDE, 0, -height % STRIDE)
             padded = F.pad(grey[None], padding, mode="replicate")[0]
-            seed = zlib.crc32(path.relative_to(folder).as_posix().encode())
+            seed = image_seed(folder, path)
             found = adapted_keypoints(network, padded, views, most, seed)
             found = found[(found[:, 0] < width) & (found[:, 1] < height)]
             size = np.full(len(found), 8.0)  # a network's keypoints have none; NMS keeps them apart
