@@ -192,10 +192,10 @@ class Network(nn.Module):
         super().__init__()
         self.network, self.pad = pipeline.network, pipeline.pad
 
-    def forward(self, grey: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, grey: Tensor) -> tuple[Tensor, ...]:
         """(B, 1, H, W) grey images in."""
-        logits, descriptors = self.network(F.pad(grey, self.pad, mode="replicate"))
-        return logits.float().amax((1, 2, 3)), descriptors.float().amax((1, 2, 3))
+        logits, features = self.network(F.pad(grey, self.pad, mode="replicate"))
+        return tuple(found.float().amax((1, 2, 3)) for found in (logits, *features))
 
 
 class Found(nn.Module):

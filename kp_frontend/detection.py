@@ -1,4 +1,4 @@
-"""From the network's outputs to keypoints with descriptors. Fixed shapes, no host synchronisation.
+"""From the network's logits to keypoints. Fixed shapes, no host synchronisation.
 
 Nor are constants copied from the host (no `new_tensor`): a CUDA graph could not capture it.
 
@@ -14,8 +14,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from kp_frontend.network import CELL
 
 # A score and a place in a block, packed in one number: 24 bits, which float32 holds exactly. Powers
 # of two, so that unpacking is exact where an engine divides by multiplying with the reciprocal.
@@ -144,42 +142,21 @@ def refine(heat: Tensor, pixels: Tensor) -> Tensor:
     return pixels.to(heat.dtype) + window @ offsets / total
 
 
-def sampling_grid(xy: Tensor, height: int, width: int) -> Tensor:
-    """Pixels (..., 2) of an image as `grid_sample` wants them, -1..1 over the outer pixel edges."""
-    x, y = xy.unbind(-1)
-    return torch.stack([(x + 0.5) * (2 / width) - 1, (y + 0.5) * (2 / height) - 1], -1)
-
-
-def sample_descriptors(descriptors: Tensor, xy: Tensor) -> Tensor:
-    """Unit descriptors (B, K, D) at pixels (B, K, 2) from the map (B, D, H/8, W/8)."""
-    grid = sampling_grid(xy, CELL * descriptors.shape[2], CELL * descriptors.shape[3])
-    found = F.grid_sample(
-        descriptors.float(), grid[:, None], "bilinear", "border", align_corners=False
-    )
-    return F.normalize(found[:, :, 0].transpose(1, 2), dim=-1)
-
-
 def detect(
-    logits: Tensor,
-    descriptors: Tensor,
-    size: tuple[int, int],
-    count: int,
-    radius: int,
-    border: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+    logits: Tensor, size: tuple[int, int], count: int, radius: int, border: int
+) -> tuple[Tensor, Tensor]:
     """Keypoints of each image of a batch, strongest first.
 
     Args:
-        logits, descriptors: the network's outputs.
+        logits: (B, 1, H, W), the network's.
         size: height and width of the image proper; what lies beyond is padding.
         count: K, the fixed number of rows in the results.
         radius: of non-maximum suppression, pixels, at least 2.
         border: width of the frame in which no keypoint is reported, pixels.
 
     Returns:
-        Positions (B, K, 2), scores (B, K) and unit descriptors (B, K, D). A score is the heat of
-        the 3x3 pixels around the keypoint, at most 1. Rows without a keypoint come last and have
-        score 0.
+        Positions (B, K, 2) and scores (B, K). A score is the heat of the 3x3 pixels around the
+        keypoint, at most 1. Rows without a keypoint come last and have score 0.
     """
     height, width = size
     heat = heatmap(logits)
@@ -191,4 +168,4 @@ def detect(
     scores = (9 * mean).clamp(max=1.0)
     x, y = refine(heat, pixels).unbind(-1)  # with a narrow border the window may reach beyond
     xy = torch.stack([x.clamp(0, width - 1), y.clamp(0, height - 1)], -1)
-    return xy, scores, sample_descriptors(descriptors, xy)
+    return xy, scores

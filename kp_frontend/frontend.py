@@ -188,14 +188,16 @@ class StereoPipeline(nn.Module):
         )
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-        for module in ("frontend", "network", "detection", "rectification", "matching"):
+        for module in ("frontend", "network", "sampling", "detection", "rectification", "matching"):
             digest.update((Path(__file__).parent / f"{module}.py").read_bytes())
         return digest.hexdigest()
 
     def features(self, grey: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keypoints of grey images (B, 1, H, W), as `detect` returns them; padding is done here."""
-        logits, dense = self.network(F.pad(grey, self.pad, mode="replicate"))
-        return detect(logits, dense, self.size, self.count, self.radius, self.border)
+        """Keypoints of grey images (B, 1, H, W), as `detect` returns them, with their unit
+        descriptors (B, K, D); padding is done here."""
+        logits, features = self.network(F.pad(grey, self.pad, mode="replicate"))
+        xy, scores = detect(logits, self.size, self.count, self.radius, self.border)
+        return xy, scores, self.network.describe(features, xy)
 
     def forward(
         self,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kp_frontend.detection import sampling_grid
+from kp_frontend.sampling import sampling_grid
 
 FAR = 1e6  # where rows without a keypoint are put, pixels
 PATCH_RADIUS = 4  # of the window compared by the disparity refinement, pixels

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kp_frontend.calibration import MAP_MARGIN, MAP_STEP, NOWHERE
-from kp_frontend.detection import sampling_grid
+from kp_frontend.sampling import sampling_grid
 
 SPAN = 2.0  # half the way over which the map's slope is taken, pixels; less than the map's margin
 

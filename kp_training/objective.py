@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kp_frontend.detection import sample_descriptors
 from kp_training.config import TrainConfig
 from kp_training.losses import (
     descriptor_loss,
@@ -27,7 +26,8 @@ def losses(
     views = make_views(batch, config)
     images = views["images"].flatten(0, 1).contiguous(memory_format=torch.channels_last)
     with torch.autocast(images.device.type, torch.bfloat16, bf16):
-        logits, descriptors = (out.float() for out in network(images))
+        logits, features = network(images)
+    logits = logits.float()
 
     labels, sure = views["labels"].flatten(0, 1), views["sure"].flatten(0, 1)
     if config.detector == "heatmap":
@@ -37,7 +37,8 @@ def losses(
     detector = detector_loss(logits, target, config.positive_weight)
 
     points = views["points"] + torch.randn_like(views["points"]) * config.jitter
-    left, right = sample_descriptors(descriptors, points.flatten(0, 1)).chunk(2)
+    describe = getattr(network, "module", network).describe  # of the network that is wrapped
+    left, right = describe(features, points.flatten(0, 1)).chunk(2)
     pairs = (left, right, views["points"][1], views["valid"])
     if config.descriptor == "triplet":
         descriptor, matched = triplet_loss(*pairs, config.margin)

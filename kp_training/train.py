@@ -28,6 +28,7 @@ from kp_frontend.network import KeypointNetwork, build_network, load_network, sa
 from kp_training.checkpoint import load_checkpoint, save_checkpoint
 from kp_training.config import TrainConfig
 from kp_training.data import PairDataset, micro_batches
+from kp_training.grow import grow
 from kp_training.labels import Labels, label_folder, load_labels
 from kp_training.objective import losses
 from kp_training.parallel import join
@@ -57,7 +58,8 @@ def train(
         out: the run's folder; made if missing, resumed if it holds a checkpoint.
         device: torch device.
         labels_file: labels of these images; without it SIFT's are computed and kept in `out`.
-        start: weights to start from instead of random ones, a released name or a file.
+        start: weights to start from instead of random ones, a released name or a file; those of a
+            smaller network become the first channels (`grow`).
         middlebury: scenes on which to validate too.
 
     Returns:
@@ -65,7 +67,7 @@ def train(
 
     Raises:
         ValueError: no images, a run in `out` that was made with another recipe or other images,
-            or weights to start from that are of another size of network.
+            or weights to start from that are of a larger network.
         FloatingPointError: the loss is not finite or explodes; the last good checkpoint is kept.
     """
     process = join(device)
@@ -189,10 +191,7 @@ def _labels(images: Path, out: Path) -> Labels:
 def _network(config: TrainConfig, start: str | Path | None) -> KeypointNetwork:
     network = build_network(config.size)
     if start is not None:
-        given = load_network(start)
-        if given.config != network.config:
-            raise ValueError(f"{start} is not a network of size {config.size}")
-        network.load_state_dict(given.state_dict())
+        network = grow(load_network(start), network.config)
     return network
 
 

@@ -88,9 +88,9 @@ def homography_metrics(
     neighbours within 3 px of the truth, of pairs of views related by homographies."""
     views = make_views(batch, config)
     height, width = views["images"].shape[-2:]
-    xy, scores, descriptors = detect(
-        *network(views["images"].flatten(0, 1)), (height, width), KEYPOINTS, NMS_RADIUS, BORDER
-    )
+    logits, features = network(views["images"].flatten(0, 1))
+    xy, scores = detect(logits, (height, width), KEYPOINTS, NMS_RADIUS, BORDER)
+    descriptors = network.describe(features, xy)
     (left, right), (a, b), (is_left, is_right) = xy.chunk(2), descriptors.chunk(2), (
         (scores > 0).chunk(2)
     )  # fmt: skip

@@ -15,12 +15,12 @@ from kp_frontend.detection import (
     heatmap,
     mean_heat,
     refine,
-    sample_descriptors,
     suppress,
     top_keypoints,
     unpack,
 )
 from kp_frontend.network import load_network
+from kp_frontend.sampling import sample_features
 
 
 def greedy(heat: np.ndarray, radius: int) -> np.ndarray:
@@ -50,7 +50,7 @@ def test_the_heat_around_a_keypoint_ranks_it_and_is_its_score():
     heat[0, 0, 20, 20] = 0.6
     heat[0, 0, 40:42, 40:42] = 0.2  # lower, but more in all
     heat[0, 0, 50:53, 20:23] = 0.5
-    xy, scores, _ = detect(heat.logit(), torch.randn(1, 8, 8, 8), (64, 64), 40, 2, 4)
+    xy, scores = detect(heat.logit(), (64, 64), 40, 2, 4)
     order = [(21, 51), (40.5, 40.5), (20, 20)]
     torch.testing.assert_close(xy[0, :3], torch.tensor(order), rtol=0, atol=0.1)
     torch.testing.assert_close(scores[0, :3], torch.tensor([1.0, 0.8, 0.6]), rtol=0, atol=1e-3)
@@ -139,22 +139,23 @@ def test_refinement_finds_the_centroid():
     np.testing.assert_allclose(found[0, 0].numpy(), [x, y], atol=1e-5)
 
 
-def test_descriptors_are_sampled_where_the_map_has_them():
+def test_features_are_sampled_where_the_map_has_them():
     dense = torch.randn(1, 8, 4, 5)
     cell = torch.tensor([[[8 * 3 + 3.5, 8 * 2 + 3.5]]])  # the centre of cell row 2, column 3
-    found = sample_descriptors(dense, cell)[0, 0]
-    torch.testing.assert_close(found, torch.nn.functional.normalize(dense[0, :, 2, 3], dim=0))
+    torch.testing.assert_close(sample_features(dense, cell, 8)[0, 0], dense[0, :, 2, 3])
+    between = torch.tensor([[[4 * 3 + 3.5, 4 * 2 + 1.5]]])  # of columns 3 and 4 at 1/4 resolution
+    halfway = (dense[0, :, 2, 3] + dense[0, :, 2, 4]) / 2
+    torch.testing.assert_close(sample_features(dense, between, 4)[0, 0], halfway)
 
 
 def test_no_keypoint_in_the_border_or_the_padding():
     torch.manual_seed(0)
     logits = torch.randn(1, 1, 32, 48) * 5
-    xy, scores, descriptors = detect(logits, torch.randn(1, 8, 4, 6), (27, 41), 40, 3, 4)
+    xy, scores = detect(logits, (27, 41), 40, 3, 4)
     found = xy[scores > 0]
     assert len(found) > 3
     # Refinement moves a keypoint by at most 2 px from its pixel.
     assert found.min() >= 4 - 2
     assert found[:, 0].max() <= 41 - 5 + 2
     assert found[:, 1].max() <= 27 - 5 + 2
-    torch.testing.assert_close(descriptors.norm(dim=-1), torch.ones(1, 40))
     assert (scores[0].diff() <= 0).all()

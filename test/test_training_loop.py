@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 import kp_training.train as loop
 from kp_frontend.frontend import FrontendConfig, StereoFrontend
-from kp_frontend.network import build_network
+from kp_frontend.network import SIZES, build_network, load_network
 from kp_training.config import load_config
 from kp_training.labels import label_folder
 from kp_training.runlog import read_log
@@ -180,6 +180,18 @@ def test_a_run_goes_on_from_its_own_start_only(training_images, training_labels,
     assert best.stat().st_mode & 0o044  # others may read it: the robot's node is another user
     with pytest.raises(ValueError, match="from other weights"):
         train(config, training_images, tmp_path / "a", "cpu", 0, training_labels, start="tiny")
+
+
+def test_a_larger_network_starts_as_the_released_small_one(
+    training_images, training_labels, tmp_path
+):
+    data = (training_images, tmp_path, "cpu", 0, training_labels)
+    best = train(small("base", steps=2, validate_every=1), *data, start="tiny")
+    assert load_network(best).config == SIZES["base"]
+    (validation,) = [row for row in read_log(tmp_path / "log.jsonl") if row["step"] == 1][-1:]
+    assert validation["validation_matching"] > 0.5  # a new network's is next to none
+    with pytest.raises(ValueError, match="cannot shrink"):
+        train(small("release"), training_images, tmp_path / "b", "cpu", 0, None, start=best)
 
 
 def test_a_run_ends_early_when_it_no_longer_gets_better(

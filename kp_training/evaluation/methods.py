@@ -56,14 +56,17 @@ class NetworkMethod(Method):
 
     @torch.inference_mode()
     def dense(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The keypoint heatmap (H, W), and the unit descriptors of its pixels' cells (D, h, w)."""
+        """Heatmap (H, W) and unit descriptors of the centres of 8x8 cells (D, h, w)."""
         height, width = image.shape
         pipeline = StereoPipeline(self._network, self._config(height, width), height, width)
         grey = F.pad(torch.from_numpy(image)[None, None].float(), pipeline.pad, mode="replicate")
-        logits, descriptors = self._network(grey)
+        logits, features = self._network(grey)
+        y, x = (torch.arange(3.5, n, 8.0) for n in grey.shape[2:])
+        centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+        described = self._network.describe(features, centres.reshape(1, -1, 2))
         return (
             heatmap(logits)[0, :height, :width].numpy(),
-            F.normalize(descriptors[0].float(), dim=0).numpy(),
+            described[0].T.reshape(-1, len(y), len(x)).numpy(),
         )
 
 
