@@ -134,14 +134,17 @@ def test_two_processes_train_as_one_does(training_images, training_labels, tmp_p
     one, two = (load_file(tmp_path / n / "last.safetensors") for n in ("one", "two"))
     torch.manual_seed(config.seed)
     begun = build_network(config.size).state_dict()
-    moved = []
+    trained = 0
     for name, tensor in begun.items():
         # Statistics of batch normalisation are those of the first process's images alone.
         if "running" not in name and "batches" not in name:
-            key = f"network.{name}"
-            torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=2e-4, msg=name)
-            moved.append((one[key] - tensor).abs().max().item())
-    assert len(moved) > 30 and min(moved) > 2e-3  # ten times what is tolerated
+            key, trained = f"network.{name}", trained + 1
+            moved = (one[key] - tensor).abs().mean()
+            # In bf16 another order of sums flips a few of Adam's steps; apart they would be as far
+            # from each other as from the start.
+            assert (one[key] - two[key]).abs().mean() < 0.1 * moved, name
+            assert moved > 1e-3, name
+    assert trained > 30
 
 
 @pytest.mark.parametrize(("bad", "told"), [(float("nan"), "nan"), (1e6, "usually")])
