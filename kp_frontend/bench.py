@@ -11,7 +11,6 @@ import copy
 import json
 import multiprocessing
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +37,6 @@ from kp_frontend.backends import (
 from kp_frontend.backends.torch_backend import TorchBackend
 from kp_frontend.doctor import machine
 from kp_frontend.frontend import FrontendConfig, StereoFrontend, StereoPipeline
-from kp_frontend.network import SIZES, build_network, released_weights, save_network
 from kp_frontend.roofline import shortest_ms
 
 Call = Callable[[], object]
@@ -152,14 +150,8 @@ def superpoint_shape(images: np.ndarray) -> Subject:
 
 def ours(method: str, backend: str, images: np.ndarray, parts: bool) -> Subject:
     """The front end, with `parts` also its stages where the engine can be taken apart."""
-    with tempfile.TemporaryDirectory() as folder:
-        model = method
-        if method in SIZES and method not in released_weights():  # untrained, it costs the same
-            model = str(Path(folder) / f"{method}.safetensors")
-            torch.manual_seed(0)
-            save_network(build_network(method), model)
-        name, device = ("torch", "cuda") if backend == EAGER else (backend, "cpu")
-        frontend = StereoFrontend(FrontendConfig(model=model, backend=name, device=device))
+    name, device = ("torch", "cuda") if backend == EAGER else (backend, "cpu")
+    frontend = StereoFrontend(FrontendConfig(model=method, backend=name, device=device))
     frontend.warm_up(*images.shape[1:])
     precision = frontend.backend.split()[-1]
     stages: dict[str, Call] = {"total": lambda: frontend(*images)}
@@ -351,8 +343,7 @@ def run_bench(
 
     Args:
         sizes: width and height of each size.
-        methods: released networks, weights files, names of `PEERS`; `base` without released
-            weights is measured untrained, which costs the same.
+        methods: released networks, weights files, names of `PEERS`.
         backends: of our networks; those that this machine cannot run are left out and said.
         memory_calls: of each method to measure memory with; 0 leaves it out.
 

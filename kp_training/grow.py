@@ -10,31 +10,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kp_frontend.network import KeypointNetwork, NetworkConfig, weights
+from kp_frontend.network import KeypointNetwork, weights
 
 
 @torch.no_grad()
-def grow(small: KeypointNetwork, config: NetworkConfig) -> KeypointNetwork:
-    """A network of `config` whose channels, as far as `small` has them, compute what they do there.
+def grow(small: KeypointNetwork, network: KeypointNetwork) -> None:
+    """Make the channels of a new network, as far as `small` has them, compute what they do there.
 
     So its keypoint logits are those of `small`, and its descriptors begin with those of `small`.
     Convolutions that `small` has not (deeper levels) are the exception: they add what they start
     with.
 
     Raises:
-        ValueError: a level of `small` is wider or deeper than in `config`.
+        ValueError: a level of `small` is wider or deeper than in `network`.
     """
-    network = KeypointNetwork(config)
     state = weights(network)
     for name, old in weights(small).items():
         new = state.get(name)
         if new is None or any(n < o for n, o in zip(new.shape, old.shape, strict=True)):
             raise ValueError(
                 f"a network cannot shrink, or lose layers: {name} of {small.config} "
-                f"does not fit into {config}"
+                f"does not fit into {network.config}"
             )
         _insert(old, new, transposed=name == "detector.up.weight")
-    return network
 
 
 def _insert(old: Tensor, new: Tensor, transposed: bool) -> None:

@@ -191,7 +191,7 @@ def _labels(images: Path, out: Path) -> Labels:
 def _network(config: TrainConfig, start: str | Path | None) -> KeypointNetwork:
     network = build_network(config.size)
     if start is not None:
-        network = grow(load_network(start), network.config)
+        grow(load_network(start), network)
     return network
 
 

@@ -20,6 +20,13 @@ WIDER = replace(
 )
 
 
+def grown(small, config):
+    """A new network of `config` that starts as `small`."""
+    network = KeypointNetwork(config)
+    grow(small, network)
+    return network
+
+
 @pytest.fixture(scope="module")
 def image():
     generator = torch.Generator().manual_seed(3)
@@ -29,7 +36,7 @@ def image():
 def test_a_wider_network_sees_what_the_small_one_does(image):
     small = load_network("tiny")
     torch.manual_seed(0)
-    wide = grow(small, WIDER).eval()
+    wide = grown(small, WIDER).eval()
     with torch.inference_mode():
         logits, (coarse, fine) = small(image)
         wide_logits, (wide_coarse, wide_fine) = wide(image)
@@ -43,7 +50,7 @@ def test_a_wider_network_sees_what_the_small_one_does(image):
 
 def test_the_same_size_is_a_copy(image):
     small = load_network("tiny")
-    copy = grow(small, small.config).eval()
+    copy = grown(small, small.config).eval()
     with torch.inference_mode():
         assert torch.equal(copy(image)[0], small(image)[0])
     for name, weight in small.state_dict().items():
@@ -52,7 +59,7 @@ def test_the_same_size_is_a_copy(image):
 
 def test_new_channels_learn(image):
     torch.manual_seed(0)
-    wide = grow(load_network("tiny"), WIDER)
+    wide = grown(load_network("tiny"), WIDER)
     logits, features = wide(image.expand(2, -1, -1, -1))
     descriptors = wide.describe(features, torch.rand(2, 20, 2) * 60)
     (logits.square().mean() + descriptors.std()).backward()
@@ -66,12 +73,11 @@ def test_new_channels_learn(image):
 @pytest.mark.parametrize("change", [{"channels": (12, 24, 64, 96)}, {"depths": (1, 2, 3, 2)}])
 def test_a_network_does_not_shrink(change):
     with pytest.raises(ValueError, match="cannot shrink"):
-        grow(build_network("tiny"), replace(TINY, **change))
+        grown(build_network("tiny"), replace(TINY, **change))
 
 
 def test_a_deeper_network_keeps_the_levels_it_had():
     small = load_network("tiny")
-    deep = grow(small, replace(TINY, depths=(2, 2, 3, 4)))
-    assert isinstance(deep, KeypointNetwork)
+    deep = grown(small, replace(TINY, depths=(2, 2, 3, 4)))
     assert torch.equal(deep.stages[0].down[0].weight, small.stages[0].down[0].weight)
     assert len(deep.stages[0].body) == 1 and len(deep.stages[3].body) == 3
