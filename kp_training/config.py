@@ -26,7 +26,7 @@ BOUNDS = {
     "correspondences": (2, 10**5), "lowest_repeat": (0.0, 1.0), "explosion": (1.0, 1e9),
     "height": (80, 10**4), "width": (80, 10**4), "canvas": (80, 10**4),
     "most_keypoints": (1, 10**5), "zoom": (0.01, 100.0), "real_share": (0.0, 1.0),
-    "stereo_share": (0.0, 1.0),
+    "stereo_share": (0.0, 1.0), "front_share": (0.0, 1.0),
     "rotation": (0.0, 180.0), "scale": (1.0, 10.0), "shift": (0.0, 1.0), "perspective": (0.0, 0.4),
 }  # fmt: skip
 
@@ -42,6 +42,7 @@ class ViewConfig:
     zoom: tuple[float, float] = (0.6, 1.4)  # source pixels per view pixel
     real_share: float = 0.7  # of samples of a stereo pair's left image that are the real pair
     stereo_share: float = 0.5  # of other samples, whose views are like a rectified stereo pair
+    front_share: float = 0.0  # of stereo-like ones, that have parts of another image in front
     rotation: float = 25.0
     scale: float = 1.3  # factor between the views, drawn log-uniformly either way
     shift: float = 0.12  # of the view's size

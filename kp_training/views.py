@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +13,11 @@ from kp_training.config import TrainConfig
 
 LAMPS = (3, 4)  # grid of gains that light a view unevenly
 NOISE = 9 + LAMPS[0] * LAMPS[1]  # uniform numbers that fix the light of a view
+FRONT_GRID = 8  # cells along a side of the random map that cuts a front layer out of a canvas
+FRONT_ABOVE = 0.6  # of that map's values in 0..1 are the layer
+FRONT_SHARPNESS = 80.0  # of its outline, about a pixel wide
+FRONT_NEARER = (2.0, 40.0)  # pixels of disparity between it and the nearest of what is behind
+OUTLINE = 3  # pixels either side of a front layer's outline where nothing is labelled
 
 
 def native_bf16(device: str) -> bool:
@@ -129,6 +135,68 @@ def block_quantised(image: Tensor, step: Tensor) -> Tensor:
     return F.conv_transpose2d((blocks / step).round() * step, basis, stride=8)
 
 
+@dataclass(frozen=True)
+class Layer:
+    """An image as it is seen in one view.
+
+    `canvas` (B, 1, C, C) in 0..255 and its grey level beyond the image, `fill` (B, 1, 1, 1);
+    `to_view` (B, 3, 3); `shift` (B, H, W), the displacement along the row; `clear` (B, 1, H, W), 1
+    where the layer is seen and no outline near, None if that is everywhere.
+    """
+
+    canvas: Tensor
+    fill: Tensor
+    to_view: Tensor
+    shift: Tensor
+    clear: Tensor | None = None
+
+    def render(self) -> Tensor:
+        """The view, (B, 1, H, W)."""
+        return self.fill + warp_image(self.canvas - self.fill, self.to_view, self.shift)
+
+    def place(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Where canvas points (B, N, 2) are in the view and whether they are seen, (B, N) bool;
+        NaN is not."""
+        place, visible = warp_points(points, self.to_view, self.shift)
+        if self.clear is not None:
+            visible &= sample(self.clear, place)[:, 0] > 0.5
+        return place, visible & ~points.isnan().any(-1)
+
+
+def front_cover(batch: dict[str, Tensor], config: TrainConfig) -> tuple[Tensor, Tensor]:
+    """Where a front layer is on its canvas, (B, 1, C, C) in 0..1, and its displacement in both
+    views, (B, 2) pixels: nearer than anything behind it.
+
+    Without one an image hides nothing of itself but at the steps of its relief, and corners where
+    an outline crosses an edge behind it are as good as any. Real pairs and homographies have none.
+    """
+    relief, device = batch["relief"], batch["relief"].device
+    count, size = len(relief), batch["canvas"].shape[-1]
+    draw = torch.rand(count, FRONT_GRID, FRONT_GRID, device=device)
+    cover = displacement(draw, batch["blocky"], size, size)[:, None]
+    cover = ((cover - FRONT_ABOVE) * FRONT_SHARPNESS + 0.5).clamp(0, 1)
+    stereo = (relief[:, 1] != 0).flatten(1).any(1)
+    used = stereo & (torch.rand(count, device=device) < config.views.front_share)
+    low, high = FRONT_NEARER
+    shift = relief.flatten(2).amax(2)
+    shift[:, 1] += low + (high - low) * torch.rand(count, device=device)
+    return cover * used[:, None, None, None], shift
+
+
+def put_in_front(back: Layer, front: Layer, cover: Tensor) -> tuple[Tensor, list[Layer]]:
+    """A view (B, 1, H, W) of two layers, and both with what is clear of each.
+
+    Args:
+        cover: (B, 1, C, C), where the front layer is on its canvas.
+    """
+    alpha = warp_image(cover, front.to_view, front.shift)
+    image = torch.lerp(back.render(), front.render(), alpha)
+    behind, ahead = (
+        1 - F.max_pool2d(part, 2 * OUTLINE + 1, 1, OUTLINE) for part in (alpha, 1 - alpha)
+    )
+    return image, [replace(back, clear=behind), replace(front, clear=ahead)]
+
+
 def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tensor]:
     """Render both views of a batch, with everything the losses need.
 
@@ -136,35 +204,49 @@ def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tenso
         `images` (2, B, 1, H, W); `labels` (2, B, K, 2) places of the labelled keypoints in each
         view and `sure` (2, B, K) how much each counts there, 0 where it is not seen; `points`
         (2, B, M, 2) pixels of corresponding points in each view, `valid` (B, M) bool; `shift`
-        (2, B, H, W), the displacement along the row of each view, and `known`, 1 where it is.
+        (2, B, H, W), the displacement along the row of each view, front layers left out, and
+        `known`, 1 where it is.
     """
     height, width = config.views.height, config.views.width
-    canvases, keypoints = batch["canvas"].float(), batch["keypoints"]
+    canvases, keypoints = batch["canvas"].float()[:, :, None], batch["keypoints"]
     fill = batch["fill"][:, None, None, None]
     size, count = canvases.shape[-1], keypoints.shape[2]
     # Descriptors are also trained away from keypoints: a quarter of the points are anywhere.
     anywhere = torch.rand(len(canvases), count // 4, 2, device=canvases.device) * size
-    candidates = torch.cat([keypoints[:, 0, :, :2], anywhere], 1)
+    candidates = [torch.cat([keypoints[:, 0, :, :2], anywhere], 1)]
+    others = []  # keypoints of the front layer
+    if config.views.front_share:
+        cover, front_shift = front_cover(batch, config)
+        # The image in front is another sample's, upright, its keypoints the same in both views.
+        front_canvas, front_fill = canvases[:, 0].roll(1, 0), fill.roll(1, 0)
+        front_to_view = batch["to_view"][:, 0].roll(1, 0)
+        others.append(keypoints[:, 0].roll(1, 0))
+        candidates.append(others[0][..., :2])
     images, labels, sure, places, seen, shifts, knowns = [], [], [], [], [], [], []
     for view in range(2):
-        to_view = batch["to_view"][:, view]
         shift = displacement(batch["relief"][:, view], batch["blocky"], height, width)
-        canvas = canvases[:, view, None] - fill
-        image = fill + warp_image(canvas, to_view, shift)  # outside, samples are 0
+        layers = [Layer(canvases[:, view], fill, batch["to_view"][:, view], shift)]
+        if others:
+            moved = front_shift[:, view, None, None].expand_as(shift)
+            front = Layer(front_canvas, front_fill, front_to_view, moved)
+            image, layers = put_in_front(layers[0], front, cover)
+        else:
+            image = layers[0].render()
         images.append(photometric(image, batch["noise"][:, view], config.views.photometric))
-        given = keypoints[:, view]
-        place, visible = warp_points(given[..., :2], to_view, shift)
-        kept = visible & (given[..., 2] >= config.lowest_repeat)
-        kept &= given[..., 3] >= config.lowest_response
+        given = [keypoints[:, view], *others]
+        place, visible = _place_all(layers, [rows[..., :2] for rows in given])
+        repeat, response = torch.cat(given, 1)[..., 2:].unbind(-1)
+        visible &= (repeat >= config.lowest_repeat) & (response >= config.lowest_response)
         labels.append(place)
-        sure.append(kept.float())
+        sure.append(visible.float())
         known = torch.ones_like(shift)
         if view == 1 and "real" in batch:  # the right image of a pair was seen as it is
             shift, known = _real_shift(batch, shift)
-        place, visible = warp_points(candidates, to_view, shift)
+            layers[0] = replace(layers[0], shift=shift)
+        place, visible = _place_all(layers, candidates)
         visible &= sample(known[:, None], place)[:, 0] > 0.99
         places.append(place)
-        seen.append(visible & ~candidates.isnan().any(-1))
+        seen.append(visible)
         shifts.append(shift)
         knowns.append(known)
     both = seen[0] & seen[1]
@@ -179,6 +261,12 @@ def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tenso
         "shift": torch.stack(shifts),
         "known": torch.stack(knowns),
     }
+
+
+def _place_all(layers: list[Layer], points: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """`Layer.place` of each layer's points (B, N, 2), one layer's after the other's."""
+    found = [layer.place(own) for layer, own in zip(layers, points, strict=True)]
+    return torch.cat([place for place, _ in found], 1), torch.cat([seen for _, seen in found], 1)
 
 
 def _real_shift(batch: dict[str, Tensor], shift: Tensor) -> tuple[Tensor, Tensor]:

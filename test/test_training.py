@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import default_collate
 
 from kp_frontend.network import load_network
 from kp_training.config import ViewConfig, load_config
@@ -24,9 +25,12 @@ from kp_training.relabel import adapted_keypoints, relabel_folder
 from kp_training.train import train
 from kp_training.views import (
     NOISE,
+    Layer,
     across_views,
     displacement,
+    make_views,
     photometric,
+    put_in_front,
     sample,
     warp_image,
     warp_points,
@@ -62,6 +66,52 @@ def test_warped_points_show_what_the_warped_image_shows(training_images, trainin
         both = (seen[0] & seen[1] & seen_far)[0]
         assert ((far - places[1])[0][both].norm(dim=-1) < 0.5).float().mean() > 0.95
     assert shown > 1000
+
+
+def test_front_layers_hide_what_is_behind_them(training_images, training_labels):
+    labels = load_labels(training_images, training_labels)
+    config = replace(load_config("release"), correspondences=600)
+    views = {}
+    for stereo_share, front_share in ((1.0, 1.0), (0.0, 1.0), (0.0, 0.0)):
+        drawn = ViewConfig(
+            stereo_share=stereo_share, front_share=front_share, photometric="jitter",
+            zoom=(0.9, 1.1), most_keypoints=1000,
+        )  # fmt: skip
+        data = PairDataset(labels, np.arange(4), 8, 3, drawn)
+        batch = default_collate([data[i] for i in range(8)])
+        batch["noise"] = torch.full_like(batch["noise"], 0.5)  # light as it is
+        torch.manual_seed(0)
+        made = make_views(batch, replace(config, views=drawn))
+        views[stereo_share, front_share] = batch, made
+    # Under homographies there is no depth, so nothing is in front.
+    torch.testing.assert_close(views[0.0, 1.0][1]["images"], views[0.0, 0.0][1]["images"])
+    torch.testing.assert_close(views[0.0, 1.0][1]["sure"][..., :1000], views[0.0, 0.0][1]["sure"])
+    assert not views[0.0, 1.0][1]["sure"][..., 1000:].any()
+    # Points of both layers show the same in both views; those of the front are the nearest.
+    batch, made = views[1.0, 1.0]
+    moved = (made["points"][0] - made["points"][1])[..., 0]
+    nearest = batch["relief"].flatten(1).amax(1)[:, None]
+    of_front = moved > nearest + 1.9
+    left, right = (sample(made["images"][v], made["points"][v])[:, 0] for v in (0, 1))
+    for layer in (of_front, ~of_front):
+        there = layer & made["valid"]
+        assert there.sum() > 200
+        apart = (left - right).abs()[there]
+        assert apart.median() < 6 and apart.quantile(0.95) < 40  # grey levels
+    # A keypoint is labelled on the layer that is seen there, and nothing at the outlines.
+    cover = torch.zeros(8, 1, 512, 512)
+    cover[..., 200:300, 200:300] = 1.0
+    flat = torch.zeros(8, 240, 320)
+    eye = torch.eye(3).expand(8, 3, 3)
+    back = Layer(torch.zeros(8, 1, 512, 512), torch.zeros(8, 1, 1, 1), eye, flat)
+    front = replace(back, canvas=torch.full((8, 1, 512, 512), 200.0), shift=flat + 10)
+    image, (behind, ahead) = put_in_front(back, front, cover)
+    assert (image[:, :, 210:230, 192:288] == 200).all() and not image[:, :, :199].any()
+    points = torch.tensor([[100.0, 100.0], [250.0, 220.0], [201.0, 220.0], [188.0, 220.0]])
+    points = points.expand(8, -1, -1)
+    assert behind.place(points)[1][0].tolist() == [True, False, False, False]
+    assert ahead.place(points)[1][0].tolist() == [False, True, False, False]
+    assert ahead.place(points)[0][0, 1].tolist() == [240.0, 220.0]  # nearer: farther left
 
 
 def test_light_changes_are_of_the_kind_that_is_asked_for():
