@@ -25,16 +25,21 @@ def _images(arguments: argparse.Namespace, cache: Path) -> Path:
 
 def _label(arguments: argparse.Namespace) -> None:
     images = _images(arguments, arguments.out.with_name(arguments.out.name + ".images"))
+    amount = {"most": arguments.most}
+    if arguments.views:
+        amount["views"] = arguments.views
     if arguments.model:
         from kp_training.relabel import relabel_folder
 
         labels, unreadable = relabel_folder(
-            images, arguments.out, arguments.model, arguments.device
+            images, arguments.out, arguments.model, arguments.device, **amount
         )
     else:
         from kp_training.labels import label_folder
 
-        labels, unreadable = label_folder(images, arguments.out, detector=arguments.detector)
+        labels, unreadable = label_folder(
+            images, arguments.out, detector=arguments.detector, **amount
+        )
     for path in unreadable:
         print(f"left out, cannot be read: {path}")
     print(f"{len(labels)} images, {len(labels.xy)} keypoints: {arguments.out}")
@@ -94,6 +99,14 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     label.add_argument(
         "--device", type=device, default="cpu", help="torch device for --model (default cpu)"
+    )
+    label.add_argument(
+        "--views",
+        type=count,
+        help="random views in which a keypoint may be found again (default 5, of a network 12)",
+    )
+    label.add_argument(
+        "--most", type=count, default=2000, help="keypoints of an image at most (default 2000)"
     )
     _add_bag(label)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
+from kp_frontend.cli import main
 from kp_frontend.network import load_network
 from kp_training.config import ViewConfig, load_config
 from kp_training.data import PairDataset
@@ -244,6 +245,12 @@ def test_second_round_labels_are_what_the_network_finds_again(training_images, t
     assert len(rows) > 100
     assert (rows[:, :2] >= 0).all() and (rows[:, :2] < [400, 300]).all()
     assert ((rows[:, 2] >= 0) & (rows[:, 2] <= 1)).all()
+    # The command makes the same ones.
+    options = ["--model", "tiny", "--views", "4", "--most", "500"]
+    assert main(["label", str(images), "--out", str(tmp_path / "same.npz"), *options]) == 0
+    again = load_labels(images, tmp_path / "same.npz")
+    assert again.settings == labels.settings
+    np.testing.assert_array_equal(again.xy, labels.xy)
     strong, weak = rows[:50, 2].mean(), rows[-50:, 2].mean()  # strongest first
     assert strong > 0.6 and strong > weak
     config = load_config("release_second")
