@@ -76,7 +76,7 @@ class FrontendConfig:
         2.0,
     )
     min_correlation: float = setting(
-        0.5,
+        0.55,
         "lowest correlation of the images in the four quarters around a match; -1 keeps all",
         -1.0,
         1.0,

@@ -40,14 +40,14 @@ def classic_keypoints(image: np.ndarray, most: int, detector: str = "sift") -> n
         rows = np.array([(*k.pt, k.response, k.size) for k in found], np.float32).reshape(-1, 4)
         _, first = np.unique(rows[:, :2], axis=0, return_index=True)  # one of each orientation
         rows = rows[first]
-        rows = rows[np.argsort(-rows[:, 2], kind="stable")[: most // len(names)]]
+        rows = rows[np.argsort(-rows[:, 2], kind="stable")[: max(most // len(names), 1)]]
         if len(names) > 1 and len(rows):
             rows[:, 2] /= rows[0, 2]
         if len(together) and len(rows):
             apart, _ = cKDTree(together[:, :2]).query(rows[:, :2])
             rows = rows[apart > DISPLACED]
         together = np.concatenate([together, rows])
-    return together[np.argsort(-together[:, 2], kind="stable")]
+    return together[np.argsort(-together[:, 2], kind="stable")[:most]]
 
 
 def random_homography(

@@ -121,6 +121,8 @@ def load_config(name: str) -> TrainConfig:
             raise ValueError(f"{path}: {side} must be a multiple of {STRIDE}")
     if config.correspondences > config.views.most_keypoints:
         raise ValueError(f"{path}: correspondences must be at most most_keypoints")
+    if config.views.front_share and config.micro == 1:
+        raise ValueError(f"{path}: front_share needs other images: two pairs at a time, or more")
     if config.batch % config.micro:
         raise ValueError(f"{path}: batch {config.batch} is no multiple of {config.micro_batch}")
     return config

@@ -16,7 +16,7 @@ NOISE = 9 + LAMPS[0] * LAMPS[1]  # uniform numbers that fix the light of a view
 FRONT_GRID = 8  # cells along a side of the random map that cuts a front layer out of a canvas
 FRONT_ABOVE = 0.6  # of that map's values in 0..1 are the layer
 FRONT_SHARPNESS = 80.0  # of its outline, about a pixel wide
-FRONT_NEARER = (2.0, 40.0)  # pixels of disparity between it and the nearest of what is behind
+FRONT_NEARER = (2.0, 40.0)  # pixels of disparity between it and the highest of the relief behind
 OUTLINE = 3  # pixels either side of a front layer's outline where nothing is labelled
 
 
@@ -165,7 +165,7 @@ class Layer:
 
 def front_cover(batch: dict[str, Tensor], config: TrainConfig) -> tuple[Tensor, Tensor]:
     """Where a front layer is on its canvas, (B, 1, C, C) in 0..1, and its displacement in both
-    views, (B, 2) pixels: nearer than anything behind it.
+    views, (B, 2) pixels: nearer than the relief behind it.
 
     Without one an image hides nothing of itself but at the steps of its relief, and corners where
     an outline crosses an edge behind it are as good as any. Real pairs and homographies have none.

@@ -223,6 +223,7 @@ def test_a_recipe_with_a_slip_is_refused(tmp_path):
         ("views: {zoom: [a, 1]}", "zoom"),
         ("correspondences: 5000", "most_keypoints"),
         ("temperature: -1", "temperature"),
+        ("{micro_batch: 1, views: {front_share: 0.5}}", "front_share needs other images"),
     ):
         (tmp_path / "slip.yaml").write_text(text)
         with pytest.raises(ValueError, match=told):
