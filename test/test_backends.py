@@ -26,7 +26,7 @@ from kp_frontend.backends import (
     make_backend,
     openvino_backend,
 )
-from kp_frontend.backends.agreement import agreement, check_images, reference
+from kp_frontend.backends.agreement import Agreement, agreement, check_images, reference
 from kp_frontend.backends.engine_cache import EngineCache
 from kp_frontend.backends.tensorrt_backend import export
 from kp_frontend.calibration import identity_maps
@@ -160,6 +160,9 @@ def test_agreement_notices_what_it_should(pipeline):
         if part == 2:
             wrong[2] /= np.linalg.norm(wrong[2], axis=-1, keepdims=True)
         assert not agreement(expected, wrong).good
+    assert Agreement(15 / 16, 1, 0.0, 1.0).good  # of a small image one may be missed, not two
+    assert not Agreement(14 / 16, 2, 0.0, 1.0).good
+    assert not Agreement(0.0, 1, 9.0, 0.0).good
     nothing = [array.copy() for array in expected]
     nothing[1][:] = 0
     assert not agreement(expected, nothing).good
