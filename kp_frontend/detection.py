@@ -126,8 +126,9 @@ def top_keypoints(peaks: Tensor, side: int, count: int) -> tuple[Tensor, Tensor]
     return scores, torch.stack([column * side + x.long(), row * side + y.long()], -1)
 
 
-def refine(heat: Tensor, pixels: Tensor) -> Tensor:
-    """Sub-pixel positions (B, K, 2): the centroid of the 5x5 heatmap window around each pixel."""
+def centroid(heat: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Centroid (B, K, 2) of the 5x5 heatmap window around each pixel, from that pixel, and the
+    window's heat (B, K)."""
     width = heat.shape[2]
     r = REFINE_RADIUS
     padded = F.pad(heat, (r, r, r, r))
@@ -138,8 +139,13 @@ def refine(heat: Tensor, pixels: Tensor) -> Tensor:
     place = corner[..., None] + dy * stride + dx
     window = padded.flatten(1).gather(1, place.flatten(1)).reshape(place.shape)
     offsets = torch.stack([dx, dy], -1).to(heat.dtype) - r
-    total = window.sum(-1, keepdim=True).clamp(min=1e-9)
-    return pixels.to(heat.dtype) + window @ offsets / total
+    total = window.sum(-1)
+    return window @ offsets / total.clamp(min=1e-9)[..., None], total
+
+
+def refine(heat: Tensor, pixels: Tensor) -> Tensor:
+    """Sub-pixel positions (B, K, 2): the centroid of the 5x5 heatmap window around each pixel."""
+    return pixels.to(heat.dtype) + centroid(heat, pixels)[0]
 
 
 def detect(

@@ -74,6 +74,7 @@ class TrainConfig:
     detector_weight: float = 64.0  # of the mean over pixels of the binary cross entropy
     positive_weight: float = 1.0  # how much more a keypoint counts there than its absence
     heatmap_sigma: float = 1.5  # pixels, of the heatmap's Gaussians
+    position_weight: float = 0.0  # of pixels by which sub-pixel positions in both views disagree
     # Descriptor loss
     descriptor: str = "infonce"
     descriptor_weight: float = 1.0

@@ -67,8 +67,9 @@ class PairDataset(Dataset):
         corner = [
             int(rng.integers(images[0].shape[k] - n + 1)) for k, n in ((1, width), (0, height))
         ]
-        # What lies beyond the image is flat, of any brightness: nothing is to be seen there.
-        fill = np.uint8(rng.integers(256))
+        # What lies beyond the image is flat, of any brightness, often black or white throughout:
+        # nothing is to be seen there.
+        fill = np.uint8(np.clip(rng.integers(-64, 320), 0, 255))
         mirrored = not real and rng.random() < 0.5  # a mirrored pair would be one of another rig
         cuts = [
             self._cut(image, self.labels.of_image(source), corner, mirrored, fill)

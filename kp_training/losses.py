@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kp_frontend.detection import centroid
+
 ROW_BAND = 8.0  # pixels up and down
 
 
@@ -98,7 +100,7 @@ def descriptor_loss(
     left: Tensor,
     right: Tensor,
     points: Tensor,
-    valid: Tensor,
+    seen: Tensor,
     temperature: float,
     row_weight: float = 1.0,
     near: float = 5.0,
@@ -109,7 +111,9 @@ def descriptor_loss(
         left, right: (B, N, D) unit descriptors of corresponding points.
         points: (B, N, 2) their place in the right view; other points nearer than `near` pixels
             to the true one are no negatives.
-        valid: (B, N) bool, which correspondences count.
+        seen: (2, B, N) bool, which points are seen in each view. Those seen in both are
+            correspondences; those seen in one alone are negatives only, as what is occluded is
+            when the whole of both views is matched.
         row_weight: how much negatives count that lie in the row band which stereo matching
             searches, 8 px up and down; others count 1.
 
@@ -120,7 +124,8 @@ def descriptor_loss(
     count = similarity.shape[1]
     same = torch.eye(count, dtype=torch.bool, device=left.device)
     close = (torch.cdist(points, points) < near) & ~same
-    hidden = ~valid[:, :, None] | ~valid[:, None, :] | close
+    hidden = ~seen[0][:, :, None] | ~seen[1][:, None, :] | close
+    valid = seen[0] & seen[1]
     scores = (similarity / temperature).masked_fill(hidden & ~same, -1e4)
     if row_weight != 1.0:
         band = (points[:, :, None, 1] - points[:, None, :, 1]).abs() < ROW_BAND
@@ -131,3 +136,29 @@ def descriptor_loss(
     mutual = (scores.argmax(2) == truth) & (scores.argmax(1) == truth)
     total = valid.sum().clamp(min=1)
     return (loss * valid).sum() / total, (mutual & valid).sum() / total
+
+
+def position_loss(logits: Tensor, labels: Tensor, sure: Tensor, counts: Tensor) -> Tensor:
+    """How far the sub-pixel positions of a keypoint in both views disagree, pixels.
+
+    Labels are keypoints of a network, off by some tenths of a pixel themselves, but by the same in
+    both views of an image: this compares the views with each other alone.
+
+    Args:
+        logits: (2, B, H, W) of both views, which differ by a shift near each keypoint.
+        labels: (2, B, K, 2) the place of each keypoint in each view, pixels.
+        sure: (2, B, K), 0 where it is not seen.
+        counts: (B,) bool, which pairs of views are such.
+    """
+    heat = logits.sigmoid()
+    height, width = heat.shape[-2:]
+    sure = (sure > 0).all(0) & counts[:, None]
+    labels = torch.where(sure[..., None], labels, 0.0).flatten(0, 1)
+    size = torch.tensor([width - 1, height - 1], device=labels.device)
+    pixels = labels.round().long().clamp(min=0).minimum(size)
+    offset, total = centroid(heat.flatten(0, 1), pixels)
+    errors = (pixels + offset - labels).reshape(2, *sure.shape, 2)
+    # Where the network sees no keypoint, now, there is no position to be right.
+    weight = total.detach().reshape(2, *sure.shape).clamp(max=1.0).prod(0) * sure
+    apart = F.smooth_l1_loss(errors[0], errors[1], reduction="none", beta=0.5).sum(-1)
+    return (apart * weight).sum() / weight.sum().clamp(min=1.0)

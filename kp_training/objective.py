@@ -11,9 +11,10 @@ from kp_training.losses import (
     detector_loss,
     gaussian_heatmap,
     keypoint_target,
+    position_loss,
     triplet_loss,
 )
-from kp_training.views import make_views
+from kp_training.views import make_views, stereo_like
 
 
 def losses(
@@ -39,12 +40,17 @@ def losses(
     points = views["points"] + torch.randn_like(views["points"]) * config.jitter
     describe = getattr(network, "module", network).describe  # of the network that is wrapped
     left, right = describe(features, points.flatten(0, 1)).chunk(2)
-    pairs = (left, right, views["points"][1], views["valid"])
+    seen = views["seen"]
+    pairs = (left, right, views["points"][1])
     if config.descriptor == "triplet":
-        descriptor, matched = triplet_loss(*pairs, config.margin)
+        descriptor, matched = triplet_loss(*pairs, seen.all(0), config.margin)
     else:
-        descriptor, matched = descriptor_loss(*pairs, config.temperature, config.row_weight)
+        descriptor, matched = descriptor_loss(*pairs, seen, config.temperature, config.row_weight)
 
     total = config.detector_weight * detector + config.descriptor_weight * descriptor
     parts = {"detector": detector, "descriptor": descriptor, "matched": matched}
+    if config.position_weight:
+        both = (logits.unflatten(0, (2, -1))[:, :, 0], views["labels"], views["sure"])
+        parts["position"] = position_loss(*both, stereo_like(batch))
+        total = total + config.position_weight * parts["position"]
     return total, parts

@@ -16,6 +16,7 @@ NOISE = 9 + LAMPS[0] * LAMPS[1]  # uniform numbers that fix the light of a view
 FRONT_GRID = 8  # cells along a side of the random map that cuts a front layer out of a canvas
 FRONT_ABOVE = 0.6  # of that map's values in 0..1 are the layer
 FRONT_SHARPNESS = 80.0  # of its outline, about a pixel wide
+FRONT_FLAT = 0.2  # of the layers are of one grey level
 FRONT_NEARER = (2.0, 40.0)  # pixels of disparity between it and the highest of the relief behind
 OUTLINE = 3  # pixels either side of a front layer's outline where nothing is labelled
 
@@ -163,24 +164,42 @@ class Layer:
         return place, visible & ~points.isnan().any(-1)
 
 
-def front_cover(batch: dict[str, Tensor], config: TrainConfig) -> tuple[Tensor, Tensor]:
-    """Where a front layer is on its canvas, (B, 1, C, C) in 0..1, and its displacement in both
-    views, (B, 2) pixels: nearer than the relief behind it.
+def stereo_like(batch: dict[str, Tensor]) -> Tensor:
+    """Which samples are made like a rectified stereo pair, (B,) bool; real pairs are not."""
+    return (batch["relief"][:, 1] != 0).flatten(1).any(1)
 
-    Without one an image hides nothing of itself but at the steps of its relief, and corners where
-    an outline crosses an edge behind it are as good as any. Real pairs and homographies have none.
+
+def front_layers(
+    batch: dict[str, Tensor], config: TrainConfig
+) -> tuple[list[Layer], Tensor, Tensor]:
+    """Another image of the batch as it is seen in front, in each view.
+
+    It stands upright, nearer than the relief behind it. Without it an image hides nothing of itself
+    but at the steps of its relief, and corners where an outline crosses an edge behind it are as
+    good as any. Some are flat, as walls and poles are.
+
+    Returns:
+        The layer in both views; where it is on its canvas, (B, 1, C, C) in 0..1, nowhere for a
+        sample that has none: real pairs and homographies; its keypoints, (B, K, 4), NaN where
+        there are none.
     """
-    relief, device = batch["relief"], batch["relief"].device
-    count, size = len(relief), batch["canvas"].shape[-1]
+    canvas, fill = _canvases(batch, 0)
+    relief, device, (count, _, size, _) = batch["relief"], canvas.device, canvas.shape
+    canvas, fill = canvas.roll(1, 0), fill.roll(1, 0)
+    flat = torch.rand(count, device=device) < FRONT_FLAT
+    canvas = torch.where(flat[:, None, None, None], fill, canvas)
+    keypoints = batch["keypoints"][:, 0].roll(1, 0).masked_fill(flat[:, None, None], torch.nan)
     draw = torch.rand(count, FRONT_GRID, FRONT_GRID, device=device)
     cover = displacement(draw, batch["blocky"], size, size)[:, None]
     cover = ((cover - FRONT_ABOVE) * FRONT_SHARPNESS + 0.5).clamp(0, 1)
-    stereo = (relief[:, 1] != 0).flatten(1).any(1)
-    used = stereo & (torch.rand(count, device=device) < config.views.front_share)
+    used = stereo_like(batch) & (torch.rand(count, device=device) < config.views.front_share)
     low, high = FRONT_NEARER
     shift = relief.flatten(2).amax(2)
     shift[:, 1] += low + (high - low) * torch.rand(count, device=device)
-    return cover * used[:, None, None, None], shift
+    to_view = batch["to_view"][:, 0].roll(1, 0)
+    views = (-1, config.views.height, config.views.width)
+    layers = [Layer(canvas, fill, to_view, shift[:, v, None, None].expand(views)) for v in (0, 1)]
+    return layers, cover * used[:, None, None, None], keypoints
 
 
 def put_in_front(back: Layer, front: Layer, cover: Tensor) -> tuple[Tensor, list[Layer]]:
@@ -203,33 +222,28 @@ def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tenso
     Returns:
         `images` (2, B, 1, H, W); `labels` (2, B, K, 2) places of the labelled keypoints in each
         view and `sure` (2, B, K) how much each counts there, 0 where it is not seen; `points`
-        (2, B, M, 2) pixels of corresponding points in each view, `valid` (B, M) bool; `shift`
+        (2, B, M, 2) pixels of corresponding points in each view and `seen` (2, B, M) bool, which of
+        them each shows; `shift`
         (2, B, H, W), the displacement along the row of each view, front layers left out, and
         `known`, 1 where it is.
     """
     height, width = config.views.height, config.views.width
-    canvases, keypoints = batch["canvas"].float()[:, :, None], batch["keypoints"]
-    fill = batch["fill"][:, None, None, None]
-    size, count = canvases.shape[-1], keypoints.shape[2]
+    keypoints = batch["keypoints"]
+    size, count = batch["canvas"].shape[-1], keypoints.shape[2]
     # Descriptors are also trained away from keypoints: a quarter of the points are anywhere.
-    anywhere = torch.rand(len(canvases), count // 4, 2, device=canvases.device) * size
+    anywhere = torch.rand(len(keypoints), count // 4, 2, device=keypoints.device) * size
     candidates = [torch.cat([keypoints[:, 0, :, :2], anywhere], 1)]
     others = []  # keypoints of the front layer
     if config.views.front_share:
-        cover, front_shift = front_cover(batch, config)
-        # The image in front is another sample's, upright, its keypoints the same in both views.
-        front_canvas, front_fill = canvases[:, 0].roll(1, 0), fill.roll(1, 0)
-        front_to_view = batch["to_view"][:, 0].roll(1, 0)
-        others.append(keypoints[:, 0].roll(1, 0))
-        candidates.append(others[0][..., :2])
+        fronts, cover, of_front = front_layers(batch, config)
+        others.append(of_front)
+        candidates.append(of_front[..., :2])
     images, labels, sure, places, seen, shifts, knowns = [], [], [], [], [], [], []
     for view in range(2):
         shift = displacement(batch["relief"][:, view], batch["blocky"], height, width)
-        layers = [Layer(canvases[:, view], fill, batch["to_view"][:, view], shift)]
+        layers = [Layer(*_canvases(batch, view), batch["to_view"][:, view], shift)]
         if others:
-            moved = front_shift[:, view, None, None].expand_as(shift)
-            front = Layer(front_canvas, front_fill, front_to_view, moved)
-            image, layers = put_in_front(layers[0], front, cover)
+            image, layers = put_in_front(layers[0], fronts[view], cover)
         else:
             image = layers[0].render()
         images.append(photometric(image, batch["noise"][:, view], config.views.photometric))
@@ -249,18 +263,24 @@ def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tenso
         seen.append(visible)
         shifts.append(shift)
         knowns.append(known)
-    both = seen[0] & seen[1]
-    order = (torch.rand(both.shape, device=both.device) + both).topk(config.correspondences, 1)
+    # What one view alone shows comes after what both do: it is there to be mistaken for a match.
+    rank = torch.rand(seen[0].shape, device=keypoints.device) + seen[0].float() + seen[1]
+    order = rank.topk(config.correspondences, 1)
     chosen = order.indices[..., None].expand(-1, -1, 2)
     return {
         "images": torch.stack(images),
         "labels": torch.stack(labels),
         "sure": torch.stack(sure),
         "points": torch.stack([place.gather(1, chosen) for place in places]),
-        "valid": order.values >= 1,
+        "seen": torch.stack([one.gather(1, order.indices) for one in seen]),
         "shift": torch.stack(shifts),
         "known": torch.stack(knowns),
     }
+
+
+def _canvases(batch: dict[str, Tensor], view: int) -> tuple[Tensor, Tensor]:
+    """The source images of a view, (B, 1, C, C), and what is beyond them, (B, 1, 1, 1)."""
+    return batch["canvas"][:, view, None].float(), batch["fill"][:, None, None, None]
 
 
 def _place_all(layers: list[Layer], points: list[Tensor]) -> tuple[Tensor, Tensor]:

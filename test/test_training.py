@@ -20,6 +20,7 @@ from kp_training.losses import (
     detector_loss,
     gaussian_heatmap,
     keypoint_target,
+    position_loss,
     triplet_loss,
 )
 from kp_training.relabel import adapted_keypoints, relabel_folder
@@ -95,7 +96,7 @@ def test_front_layers_hide_what_is_behind_them(training_images, training_labels)
     of_front = moved > nearest + 1.9
     left, right = (sample(made["images"][v], made["points"][v])[:, 0] for v in (0, 1))
     for layer in (of_front, ~of_front):
-        there = layer & made["valid"]
+        there = layer & made["seen"].all(0)
         assert there.sum() > 200
         apart = (left - right).abs()[there]
         assert apart.median() < 6 and apart.quantile(0.95) < 40  # grey levels
@@ -172,16 +173,56 @@ def test_descriptor_loss_knows_right_from_wrong():
     torch.manual_seed(0)
     left = torch.nn.functional.normalize(torch.randn(2, 50, 16), dim=-1)
     points = torch.rand(2, 50, 2) * 1000
-    valid = torch.ones(2, 50, dtype=torch.bool)
-    good, share = descriptor_loss(left, left, points, valid, 0.07)
-    bad, none = descriptor_loss(left, left.flip(1), points, valid, 0.07)
+    seen = torch.ones(2, 2, 50, dtype=torch.bool)  # in each view
+    good, share = descriptor_loss(left, left, points, seen, 0.07)
+    bad, none = descriptor_loss(left, left.flip(1), points, seen, 0.07)
     assert good < 0.1 and share == 1
     assert bad > 3 and none < 0.1
-    # Rows that do not count have no say.
-    half = valid.clone()
-    half[:, 25:] = False
+    # What neither view shows has no say.
+    half = seen.clone()
+    half[..., 25:] = False
     spoiled = torch.cat([left[:, :25], left[:, 25:].flip(1)], 1)
     assert descriptor_loss(left, spoiled, points, half, 0.07)[1] == 1
+    # What one view alone shows can be mistaken for a match, but is none itself.
+    spoiled[:, 25:] = left[:, :25]
+    alone, confused = half.clone(), descriptor_loss(left, spoiled, points, half, 0.07)[0]
+    alone[1, :, 25:] = True
+    assert descriptor_loss(left, spoiled, points, alone, 0.07)[0] > confused + 0.2
+    assert descriptor_loss(spoiled, left, points, alone.flip(0), 0.07)[0] > confused + 0.2
+    spoiled[:, 25:] = torch.nn.functional.normalize(torch.randn(2, 25, 16), dim=-1)
+    found = descriptor_loss(left, spoiled, points, alone, 0.07)
+    assert found[0] < 0.2 and found[1] > 0.9
+
+
+def test_position_loss_compares_the_views_alone():
+    def heat_at(points):  # logits of Gaussian peaks
+        y, x = torch.meshgrid(torch.arange(32.0), torch.arange(48.0), indexing="ij")
+        apart = (x - points[:, 0, None, None]) ** 2 + (y - points[:, 1, None, None]) ** 2
+        return (-apart / 2 + 1.0).logsumexp(0)
+
+    left = torch.tensor([[10.0, 10.0], [30.3, 20.6]])
+    right = left - torch.tensor([4.25, 0.0])
+    labels, sure = torch.stack([left, right])[:, None], torch.ones(2, 1, 2)
+    both, yes = torch.tensor([0.4, -0.3]), torch.tensor([True])
+
+    def loss(off_left, off_right, sure=sure, counts=yes):
+        logits = torch.stack([heat_at(left + off_left), heat_at(right + off_right)])[:, None]
+        return position_loss(logits, labels, sure, counts)
+
+    # Labels that are off by the same in both views cost little, what differs costs.
+    assert loss(0.0, 0.0) < 0.01 and loss(both, both) < 0.05
+    assert loss(both, -both) > 5 * loss(both, both)
+    # What one view alone shows, other pairs of views, and places without heat do not count.
+    assert loss(both, -both, torch.tensor([[[1.0, 1.0]], [[0.0, 0.0]]])) == 0
+    assert loss(both, -both, counts=~yes) == 0
+    far = labels.clone()
+    far[0, 0, 0, 0] += 20
+    logits = torch.stack([heat_at(left), heat_at(right)])[:, None]
+    assert position_loss(logits, far, sure, yes) < 0.02
+    # It can be descended.
+    off = torch.tensor([0.5, 0.4], requires_grad=True)
+    loss(off, 0.0).backward()
+    assert (off.grad > 0).all()
 
 
 def test_triplets_pull_the_same_keypoint_together():

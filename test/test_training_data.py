@@ -180,7 +180,7 @@ def test_stereo_pairs_are_trained_on_as_they_are(stereo_set, tmp_path):
     views = make_views(batch, config)
     real = batch["real"]
     left, right = (sample(views["images"][v][real], views["points"][v][real])[:, 0] for v in (0, 1))
-    valid = views["valid"][real]
+    valid = views["seen"].all(0)[real]
     assert valid.sum() > 400
     apart = (left - right).abs()[valid]
     assert apart.median() < 4 and apart.quantile(0.9) < 20  # grey levels
