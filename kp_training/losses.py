@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from kp_frontend.detection import centroid
 
 ROW_BAND = 8.0  # pixels up and down
+SMALL = 0.1  # pixels below which a disagreement of positions counts by its square
 
 
 def keypoint_target(points: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
@@ -131,8 +132,10 @@ def descriptor_loss(
         band = (points[:, :, None, 1] - points[:, None, :, 1]).abs() < ROW_BAND
         scores = scores + math.log(row_weight) * (band & ~same)
     truth = torch.arange(count, device=left.device).expand(left.shape[0], -1)
-    loss = F.cross_entropy(scores.transpose(1, 2), truth, reduction="none")
-    loss = (loss + F.cross_entropy(scores, truth, reduction="none")) / 2
+    # As rows of one matrix: a GPU is slow at the softmax of any but the last dimension.
+    ways = (scores.flatten(0, 1), scores.mT.flatten(0, 1))
+    loss = sum(F.cross_entropy(way, truth.flatten(), reduction="none") for way in ways) / 2
+    loss = loss.reshape(truth.shape)
     mutual = (scores.argmax(2) == truth) & (scores.argmax(1) == truth)
     total = valid.sum().clamp(min=1)
     return (loss * valid).sum() / total, (mutual & valid).sum() / total
@@ -141,6 +144,7 @@ def descriptor_loss(
 def position_loss(logits: Tensor, labels: Tensor, sure: Tensor, counts: Tensor) -> Tensor:
     """How far the sub-pixel positions of a keypoint in both views disagree, pixels.
 
+    The idea is ALIKE's reprojection loss (Zhao et al., 2022), here where keypoints are labelled.
     Labels are keypoints of a network, off by some tenths of a pixel themselves, but by the same in
     both views of an image: this compares the views with each other alone.
 
@@ -160,5 +164,5 @@ def position_loss(logits: Tensor, labels: Tensor, sure: Tensor, counts: Tensor) 
     errors = (pixels + offset - labels).reshape(2, *sure.shape, 2)
     # Where the network sees no keypoint, now, there is no position to be right.
     weight = total.detach().reshape(2, *sure.shape).clamp(max=1.0).prod(0) * sure
-    apart = F.smooth_l1_loss(errors[0], errors[1], reduction="none", beta=0.5).sum(-1)
+    apart = F.smooth_l1_loss(errors[0], errors[1], reduction="none", beta=SMALL).sum(-1)
     return (apart * weight).sum() / weight.sum().clamp(min=1.0)

@@ -79,6 +79,7 @@ def train(
             f"set micro_batch so that they can"
         )
     torch.manual_seed(config.seed)
+    torch.backends.cudnn.benchmark = True  # shapes never change
     network = _network(config, start).to(device, memory_format=torch.channels_last)
     out.mkdir(parents=True, exist_ok=True)
     if process.first:

@@ -193,8 +193,13 @@ def test_stereo_pairs_are_trained_on_as_they_are(stereo_set, tmp_path):
     assert ((disparity - 12).abs().minimum((disparity - 40).abs()) < 1).float().mean() > 0.95
     # Each view has its own labels.
     assert views["sure"][1][real].sum() > 100
+    torch.manual_seed(0)
     total, parts = losses(load_network("tiny"), batch, config)
-    assert torch.isfinite(total) and parts["matched"] > 0.3
+    assert torch.isfinite(total) and parts["matched"] > 0.3 and "position" not in parts
+    torch.manual_seed(0)
+    more, parts = losses(load_network("tiny"), batch, replace(config, position_weight=2.0))
+    assert 0.01 < parts["position"] < 0.5  # pixels
+    torch.testing.assert_close(more - total, 2 * parts["position"])
 
 
 def data_of(data):
