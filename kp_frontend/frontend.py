@@ -52,7 +52,7 @@ class FrontendConfig:
     threads: int = setting(0, "of a CPU backend; 0: one per core", 0, 1024, fixed=True)
     max_keypoints: int = setting(1024, "keypoints per image", 2, 65536, fixed=True)
     score_threshold: float = setting(
-        0.046, "lowest keypoint score; lower it for more points in dim scenes", 0.0, 1.0
+        0.03, "lowest keypoint score; lower it for more points in dim scenes", 0.0, 1.0
     )
     nms_radius: int = setting(
         2, "pixels without a second keypoint; 3 or 4 spreads them, but fewer repeat", 2, 16,

@@ -8,7 +8,6 @@ import dataclasses
 import importlib.util
 import json
 import logging
-import shutil
 import sys
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from kp_frontend.backends import (
     BACKENDS,
     BackendOptions,
     backend_module,
-    cuda_backend,
     make_backend,
     openvino_backend,
 )
@@ -31,7 +29,6 @@ from kp_frontend.backends.engine_cache import EngineCache
 from kp_frontend.backends.tensorrt_backend import export
 from kp_frontend.calibration import identity_maps
 from kp_frontend.frontend import FrontendConfig, StereoFrontend, StereoPipeline
-from kp_frontend.matching import mutual_nearest
 
 HEIGHT, WIDTH = 96, 128
 KEY = {"backend": "test", "weights": "abc"}
@@ -240,68 +237,28 @@ class PlainStep:
             return [out.float().numpy() for out in self.step(*map(torch.from_numpy, inputs))]
 
 
-@pytest.fixture
-def cuda_rehearsal(monkeypatch):
-    """The cuda backend with the CPU in the place of the GPU and the compiler left to the test."""
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_captured_graph_has_to_agree(pipeline, tmp_path, monkeypatch, wrong):
+    """The cuda backend with the CPU in the place of the GPU."""
+    pipe, inputs = pipeline
     module = backend_module("cuda")
+
+    class Graph(PlainStep):
+        def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
+            return [out * (0.0 if wrong else 1.0) for out in super().__call__(*inputs)]
+
     monkeypatch.setattr(module, "unavailable", lambda: None)
-    monkeypatch.setattr(module, "CudaGraphStep", PlainStep)
-    monkeypatch.setattr(module, "gpu_key", lambda: {"gpu": "none"})
+    monkeypatch.setattr(module, "CudaGraphStep", Graph)
     monkeypatch.setattr(torch.nn.Module, "cuda", lambda self: self)
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
-    return module
-
-
-@pytest.mark.parametrize("trouble", ["the compiler fails", "its result does not agree", "none"])
-def test_cuda_takes_the_faster_graph_that_agrees(
-    pipeline, tmp_path, monkeypatch, caplog, cuda_rehearsal, trouble
-):
-    pipe, inputs = pipeline
-    compiled = []
-
-    def compile_ahead(module, example) -> bytes:
-        if trouble == "the compiler fails":
-            raise OSError("no C++ compiler")
-        wrong = 1.0 if trouble == "none" else 0.0
-        compiled.append(lambda *tensors: [out * wrong for out in module(*tensors)])
-        return b"compiled"
-
-    def load_compiled(stored: bytes):
-        return compiled[-1]
-
-    monkeypatch.setattr(cuda_rehearsal, "compile_ahead", compile_ahead)
-    monkeypatch.setattr(cuda_rehearsal, "load_compiled", load_compiled)
-    times = iter((1.0, 2.0))  # of the fused graph and of the one as written
-    monkeypatch.setattr(cuda_rehearsal, "_call_ms", lambda *_: next(times))
     options = BackendOptions(precision="fp32", cache=EngineCache(tmp_path))
-    with caplog.at_level(logging.INFO):
-        engine = make_backend("cuda", pipe, inputs, options)
+    if wrong:
+        with pytest.raises(ValueError, match="cuda: .* does not agree"):
+            make_backend("cuda", pipe, inputs, options)
+        return
+    engine = make_backend("cuda", pipe, inputs, options)
     found = engine(*(tensor.numpy() for tensor in inputs))
-    assert agreement(reference(pipe, inputs), found).good
-    assert (engine.step.step in compiled) == (trouble == "none")
-    assert ("runs as written" in caplog.text) == (trouble != "none")
-    assert len(list(tmp_path.iterdir())) == (trouble == "none")  # nothing bad is kept
-
-
-class Matching(torch.nn.Module):
-    """A part of the pipeline that compiles quickly."""
-
-    def forward(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        lowest = torch.zeros((), device=left.device)
-        return mutual_nearest(left @ right.T, (left @ right.T) > -2, lowest)
-
-
-def test_what_is_compiled_ahead_gives_the_same(tmp_path):
-    if shutil.which("g++") is None:
-        pytest.skip("no C++ compiler")
-    rng = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(40, 8, generator=rng) for _ in range(2))
-    stored = cuda_backend.compile_ahead(Matching().eval(), (left, right))
-    found = cuda_backend.load_compiled(stored)(left, right)
-    expected = Matching()(left, right)
-    assert (expected[0] >= 0).sum() > 5
-    for a, b in zip(expected, found, strict=True):
-        torch.testing.assert_close(a, b)
+    assert engine.precision == "fp32" and agreement(reference(pipe, inputs), found).good
 
 
 def test_auto_takes_the_next_backend_and_says_why_once(pipeline, tmp_path, caplog, monkeypatch):
