@@ -13,7 +13,7 @@ from kp_training.config import TrainConfig
 
 LAMPS = (3, 4)  # grid of gains that light a view unevenly
 NOISE = 9 + LAMPS[0] * LAMPS[1]  # uniform numbers that fix the light of a view
-FRONT_GRID = 8  # cells along a side of the random map that cuts a front layer out of a canvas
+FRONT_GRIDS = (5, 8, 16)  # cells along a side of the random map that cuts layers out of canvases
 FRONT_ABOVE = 0.6  # of that map's values in 0..1 are the layer
 FRONT_SHARPNESS = 80.0  # of its outline, about a pixel wide
 FRONT_FLAT = 0.2  # of the layers are of one grey level
@@ -189,7 +189,8 @@ def front_layers(
     flat = torch.rand(count, device=device) < FRONT_FLAT
     canvas = torch.where(flat[:, None, None, None], fill, canvas)
     keypoints = batch["keypoints"][:, 0].roll(1, 0).masked_fill(flat[:, None, None], torch.nan)
-    draw = torch.rand(count, FRONT_GRID, FRONT_GRID, device=device)
+    grid = FRONT_GRIDS[int(torch.randint(len(FRONT_GRIDS), ()))]
+    draw = torch.rand(count, grid, grid, device=device)
     cover = displacement(draw, batch["blocky"], size, size)[:, None]
     cover = ((cover - FRONT_ABOVE) * FRONT_SHARPNESS + 0.5).clamp(0, 1)
     used = stereo_like(batch) & (torch.rand(count, device=device) < config.views.front_share)

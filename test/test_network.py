@@ -45,7 +45,7 @@ def test_cost_of_the_sizes():
             build_network(size).eval()(torch.zeros(1, 1, 480, 640, dtype=torch.uint8))
         cost[size] = counter.get_total_flops() / 1e9
     assert 2 <= cost["tiny"] <= 3
-    assert 5 <= cost["base"] <= 15  # SuperPoint's is 52
+    assert 10 <= cost["base"] <= 20  # SuperPoint's is 52
 
 
 def test_bytes_and_floats_give_the_same():
