@@ -22,7 +22,8 @@ CHOICES = {
 BOUNDS = {
     "epochs": (0, 10**6), "steps": (1, 10**9), "batch": (1, 10**6), "validate_every": (1, 10**9),
     "learning_rate": (1e-12, 10.0), "ema": (0.0, 0.99999), "positive_weight": (1e-3, 1e6),
-    "heatmap_sigma": (0.1, 100.0), "temperature": (1e-3, 10.0), "row_weight": (1e-3, 1e3),
+    "heatmap_sigma": (0.1, 100.0), "position_weight": (0.0, 1e3),
+    "temperature": (1e-3, 10.0), "row_weight": (1e-3, 1e3),
     "correspondences": (2, 10**5), "lowest_repeat": (0.0, 1.0), "explosion": (1.0, 1e9),
     "height": (80, 10**4), "width": (80, 10**4), "canvas": (80, 10**4),
     "most_keypoints": (1, 10**5), "zoom": (0.01, 100.0), "real_share": (0.0, 1.0),

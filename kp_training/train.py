@@ -79,7 +79,7 @@ def train(
             f"set micro_batch so that they can"
         )
     torch.manual_seed(config.seed)
-    torch.backends.cudnn.benchmark = True  # shapes never change
+    torch.backends.cudnn.benchmark = True  # shapes seldom change
     network = _network(config, start).to(device, memory_format=torch.channels_last)
     out.mkdir(parents=True, exist_ok=True)
     if process.first:
@@ -101,7 +101,12 @@ def train(
     progress["data"] = fingerprint(labels)
     progress["start"] = None if start is None else fingerprint_file(start)
     if (out / "last.safetensors").is_file():
-        stored = load_checkpoint(out / "last.safetensors", ema, network, optimizer, scheduler)
+        try:
+            stored = load_checkpoint(out / "last.safetensors", ema, network, optimizer, scheduler)
+        except RuntimeError as error:  # pages of tensors whose sizes differ
+            raise ValueError(
+                f"{out} holds a run of another network; choose another folder"
+            ) from error
         # Through JSON, as it was stored: tuples come back as lists.
         if stored["config"] != json.loads(json.dumps(asdict(config))):
             raise ValueError(f"{out} holds a run with another recipe; choose another folder")

@@ -1,7 +1,8 @@
 """CUDA: torch on an NVIDIA GPU, the whole step in one CUDA graph, the network in half precision.
 
 The graph is of the pipeline as it is written. Compiled ahead of time by torch (AOTInductor) it
-ended the process with a segmentation fault (torch 2.11, CUDA 13.0, H200), which no node may risk.
+ended the process with a segmentation fault (H200, CUDA 13.0, torch 2.11; not tried with a
+later one), which no node may risk.
 """
 
 from __future__ import annotations
