@@ -15,7 +15,7 @@ GROUPS = (
     "kp_frontend.commands",
     "kp_training.commands",
     "kp_training.evaluation.commands",
-    "kp_training.evaluation.bag_commands",
+    "kp_training.evaluation.bags.commands",
 )
 
 

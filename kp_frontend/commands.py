@@ -13,7 +13,7 @@ from kp_frontend.cli import add_command, count, positive, rate, size
 def _demo(arguments: argparse.Namespace) -> None:
     from rclpy.executors import ExternalShutdownException
 
-    from kp_frontend.demo import run_demo
+    from kp_frontend.tools.demo import run_demo
 
     try:
         run_demo(arguments.out, arguments.frames, arguments.rate)
@@ -30,7 +30,7 @@ def _node(arguments: argparse.Namespace) -> None:
 def _soak(arguments: argparse.Namespace) -> None:
     from rclpy.executors import ExternalShutdownException
 
-    from kp_frontend.soak import run_soak
+    from kp_frontend.tools.soak import run_soak
 
     try:
         result = run_soak(arguments.minutes, arguments.json, arguments.rate, arguments.seed)
@@ -41,7 +41,7 @@ def _soak(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
-    from kp_frontend.doctor import run_doctor
+    from kp_frontend.tools.doctor import run_doctor
 
     report = run_doctor(arguments.model, arguments.size)
     if arguments.json:
@@ -49,7 +49,7 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from kp_frontend.bench import run_bench
+    from kp_frontend.tools.bench import run_bench
 
     run_bench(
         arguments.sizes,

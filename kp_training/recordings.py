@@ -53,7 +53,7 @@ def extract_images(bag: Path, topic: str | None, cache: Path, every: int) -> Pat
         ValueError: no such bag or topic, several topics and none chosen, no image, or the folder
             holds the images of something else.
     """
-    from kp_training.evaluation.bags import Bag  # only here: rosbags
+    from kp_training.evaluation.bags.reader import Bag  # only here: rosbags
 
     done = cache / "source.json"
     if done.is_file():

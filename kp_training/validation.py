@@ -15,7 +15,7 @@ from kp_frontend.detection import detect
 from kp_frontend.network import KeypointNetwork, save_network
 from kp_training.config import TrainConfig, ViewConfig
 from kp_training.data import PairDataset
-from kp_training.evaluation.middlebury import evaluate_middlebury
+from kp_training.evaluation.middlebury.evaluation import evaluate_middlebury
 from kp_training.labels import Labels
 from kp_training.objective import losses
 from kp_training.views import across_views, make_views

@@ -14,11 +14,11 @@ from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header
 
 from kp_frontend.frontend import StereoFeatures
-from kp_frontend.overlay import draw_matches
 from kp_frontend.ros import standins
 from kp_frontend.ros.messages import points_message
 from kp_frontend.ros.newest_wins import NewestWins
 from kp_frontend.ros.parameters import NodeConfig
+from kp_frontend.tools.overlay import draw_matches
 
 standins.put_on_path()
 from cv_bridge import CvBridge  # noqa: E402  the real one, or ours where it is missing

@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 
 from kp_frontend.cli import add_command, count, size
-from kp_training.evaluation import bag_commands
+from kp_training.evaluation.bags import commands as bag_commands
 
 METHODS = "tiny,sift,sift_flann,rootsift,orb"
 
 
 def _middlebury(arguments: argparse.Namespace) -> None:
-    from kp_training.evaluation.middlebury import evaluate_middlebury
-    from kp_training.evaluation.middlebury_report import middlebury_report
+    from kp_training.evaluation.middlebury.evaluation import evaluate_middlebury
+    from kp_training.evaluation.middlebury.report import middlebury_report
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     evaluation = evaluate_middlebury(
@@ -30,8 +30,8 @@ def _middlebury(arguments: argparse.Namespace) -> None:
 
 
 def _homography(arguments: argparse.Namespace) -> None:
-    from kp_training.evaluation.homography import evaluate_homography
-    from kp_training.evaluation.homography_report import homography_report
+    from kp_training.evaluation.homography.evaluation import evaluate_homography
+    from kp_training.evaluation.homography.report import homography_report
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     evaluation = evaluate_homography(

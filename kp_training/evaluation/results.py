@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 
-from kp_frontend.doctor import machine
+from kp_frontend.tools.doctor import machine
 
 
 def summary(names: Iterable[str], rows: Mapping[str, Mapping[str, float | None]]) -> dict:

@@ -1,0 +1,1 @@
+"""What a user runs beside the node: demo, benchmark, soak test, machine report."""

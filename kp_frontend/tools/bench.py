@@ -1,0 +1,416 @@
+"""`kp bench`: time and memory of the front end beside its peers, in one run, interleaved.
+
+Every method sees the same stereo pair, from uint8 images to matches. Rounds go through all methods
+in turn, so that what else the machine does hits them alike; compare ratios, not times. Peak memory
+is that of a process of its own which does nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import cv2
+import numpy as np
+import skimage.data
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kp_frontend.backends import (
+    BACKENDS,
+    BackendOptions,
+    backend_module,
+    cuda_backend,
+    openvino_backend,
+)
+from kp_frontend.backends.torch_backend import TorchBackend
+from kp_frontend.frontend import FrontendConfig, StereoFrontend, StereoPipeline
+from kp_frontend.tools.doctor import machine
+from kp_frontend.tools.roofline import shortest_ms
+
+Call = Callable[[], object]
+FEATURES = 2048  # of ORB and SIFT; the front end has its own max_keypoints
+RATIO = 0.7  # of SIFT's FLANN matches (Lowe, 2004)
+GPU_ENGINES = ("tensorrt", "cuda")
+EAGER = "torch on cuda"  # plain fp32 torch on a GPU: what the GPU engines are compared with
+LONGEST = 30.0  # seconds that one slow method may take in all its rounds
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one stage of a method."""
+
+    method: str
+    backend: str
+    precision: str
+    size: str
+    stage: str
+    median_ms: float
+    p95_ms: float
+    peak_rss_mb: float | None
+
+
+@dataclass
+class Subject:
+    """Something to time: stages by name, `total` from images to matches."""
+
+    method: str
+    backend: str
+    precision: str
+    stages: dict[str, Call]
+    roofline_ms: float | None = None  # what the machine's measured peaks allow for the network
+
+
+def bench_pair(width: int, height: int) -> np.ndarray:
+    """Middlebury's Motorcycle (from scikit-image), cut or enlarged to a size, (2, H, W) uint8."""
+    views = skimage.data.stereo_motorcycle()[:2]
+    scale = max(1.0, width / views[0].shape[1], height / views[0].shape[0])
+    grey = [cv2.cvtColor(view, cv2.COLOR_RGB2GRAY) for view in views]
+    large = [cv2.resize(g, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC) for g in grey]
+    return np.stack([image[:height, :width] for image in large])
+
+
+class SuperPointShape(nn.Sequential):
+    """A network of SuperPoint's layers (DeTone et al., 2018), untrained: its cost, for comparison.
+
+    The heads are put side by side: the result is (B, 65 + 256, H/8, W/8).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        last = 1
+        for i, width in enumerate((64, 64, 128, 128)):
+            for _ in range(2):
+                layers += [nn.Conv2d(last, width, 3, padding=1), nn.ReLU(inplace=True)]
+                last = width
+            if i < 3:
+                layers.append(nn.MaxPool2d(2))
+        self.encoder = nn.Sequential(*layers)
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(last, 256, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(256, out, 1)
+            )
+            for out in (65, 256)
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 1, H, W) float in, the heads' outputs side by side out."""
+        x = self.encoder(image / 255)
+        return torch.cat([head(x) for head in self.heads], 1)
+
+
+def orb(images: np.ndarray) -> Subject:
+    """OpenCV's ORB and cross-checked brute force."""
+    detector = cv2.ORB_create(nfeatures=FEATURES)
+    matcher = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True)
+
+    def total() -> object:
+        left, right = (detector.detectAndCompute(image, None)[1] for image in images)
+        return matcher.match(left, right)
+
+    return Subject("orb", "opencv", "uint8", {"total": total})
+
+
+def sift(images: np.ndarray) -> Subject:
+    """OpenCV's SIFT and FLANN with the ratio test."""
+    detector = cv2.SIFT_create(nfeatures=FEATURES)
+    matcher = cv2.FlannBasedMatcher({"algorithm": 1, "trees": 5}, {"checks": 50})
+
+    def total() -> object:
+        left, right = (detector.detectAndCompute(image, None)[1] for image in images)
+        two = matcher.knnMatch(left, right, k=2)
+        return [m for m, n in two if m.distance < RATIO * n.distance]
+
+    return Subject("sift", "opencv", "fp32", {"total": total})
+
+
+def superpoint_shape(images: np.ndarray) -> Subject:
+    """The network alone, as plain torch runs it."""
+    network = SuperPointShape().eval()
+    batch = torch.from_numpy(images)[:, None].float()
+
+    def total() -> object:
+        with torch.inference_mode():
+            return network(batch)
+
+    return Subject("superpoint_shape", "torch", "fp32", {"total": total})
+
+
+def ours(method: str, backend: str, images: np.ndarray, parts: bool) -> Subject:
+    """The front end, with `parts` also its stages where the engine can be taken apart."""
+    name, device = ("torch", "cuda") if backend == EAGER else (backend, "cpu")
+    frontend = StereoFrontend(FrontendConfig(model=method, backend=name, device=device))
+    frontend.warm_up(*images.shape[1:])
+    precision = frontend.backend.split()[-1]
+    stages: dict[str, Call] = {"total": lambda: frontend(*images)}
+    subject = Subject(Path(method).stem, backend, precision, stages)
+    if parts and backend != EAGER:
+        add_parts(subject, frontend, images)
+    return subject
+
+
+def add_parts(subject: Subject, frontend: StereoFrontend, images: np.ndarray) -> None:
+    """The network and the detection as stages of their own, and the network's roofline."""
+    pipeline = StereoPipeline(frontend.network, frontend.config, *images.shape[1:]).eval()
+    batch = torch.from_numpy(images)[:, None].float()
+    for stage, module in (("network", Network(pipeline)), ("network+detection", Found(pipeline))):
+        call = compiled(module, batch, subject.backend, subject.precision)
+        if call is not None:
+            subject.stages[stage] = call
+    if subject.backend in ("torch", "cuda"):
+        device = "cuda" if subject.backend == "cuda" else "cpu"
+        kind = cuda_backend.TYPES[subject.precision]
+        network = copy.deepcopy(frontend.network).to(device, kind)
+        padded = F.pad(batch, pipeline.pad, "replicate").to(device, kind)
+        subject.roofline_ms = shortest_ms(network, padded)
+
+
+class Network(nn.Module):
+    """The network of a pipeline alone; of each result one number an image leaves the device."""
+
+    def __init__(self, pipeline: StereoPipeline) -> None:
+        super().__init__()
+        self.network, self.pad = pipeline.network, pipeline.pad
+
+    def forward(self, grey: Tensor) -> tuple[Tensor, ...]:
+        """(B, 1, H, W) grey images in."""
+        logits, features = self.network(F.pad(grey, self.pad, mode="replicate"))
+        return tuple(found.float().amax((1, 2, 3)) for found in (logits, *features))
+
+
+class Found(nn.Module):
+    """The network and the detection of a pipeline."""
+
+    def __init__(self, pipeline: StereoPipeline) -> None:
+        super().__init__()
+        self.pipeline = pipeline
+        self.network = pipeline.network
+
+    def forward(self, grey: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 1, H, W) grey images in, keypoints out."""
+        return self.pipeline.features(grey)
+
+
+def compiled(module: nn.Module, batch: Tensor, backend: str, precision: str) -> Call | None:
+    """A part of the pipeline on a backend, ready to be called; None where it has no parts."""
+    if backend == "torch":
+        engine = TorchBackend(module.eval())
+    elif backend == "openvino":
+        engine = openvino_backend.compile_model(
+            openvino_backend.convert(module.eval(), (batch,)), BackendOptions(precision=precision)
+        )
+    elif backend == "cuda":
+        on_gpu = copy.deepcopy(module).eval().cuda()
+        on_gpu.network.to(cuda_backend.TYPES[precision], memory_format=torch.channels_last)
+        engine = cuda_backend.CudaBackend(on_gpu, (batch,), precision)
+    else:  # TensorRT's engine is one piece
+        return None
+    return lambda: engine(batch.numpy())
+
+
+PEERS = {"orb": orb, "sift": sift, "superpoint_shape": superpoint_shape}
+
+
+def make_subject(method: str, backend: str, images: np.ndarray, parts: bool) -> Subject:
+    """A method on a backend, ready to be called."""
+    return PEERS[method](images) if method in PEERS else ours(method, backend, images, parts)
+
+
+def time_all(subjects: list[Subject], rounds: int) -> dict[tuple[int, str], list[float]]:
+    """Milliseconds of each (subject, stage), measured in turn; slow ones get fewer rounds."""
+    took: dict[tuple[int, str], list[float]] = {}
+    for i, subject in enumerate(subjects):
+        for stage, call in subject.stages.items():
+            call()  # warm
+            took[i, stage] = []
+    for _ in track(range(rounds), description="rounds", transient=True):
+        for (i, stage), times in took.items():
+            if len(times) >= 3 and sum(times) > 1e3 * LONGEST:
+                continue
+            begin = time.perf_counter()
+            subjects[i].stages[stage]()
+            times.append(1e3 * (time.perf_counter() - begin))
+    return took
+
+
+def _memory_mb(name: str) -> float:
+    """Memory of this process, MiB: resident (VmRSS) or its peak (VmHWM).
+
+    Not from getrusage: its peak outlives exec, so a child would report its parent's.
+    """
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) / 1024
+
+
+def _gpu_free_mb() -> float:
+    """Free memory of the GPU, MiB, after what a process needs to use it at all."""
+    return torch.cuda.mem_get_info()[0] / 2**20
+
+
+def _memory(method: str, backend: str, size: tuple[int, int], calls: int, pipe: Connection) -> None:
+    gpu_free = _gpu_free_mb() if torch.cuda.is_available() else None
+    subject = make_subject(method, backend, bench_pair(*size), parts=False)
+    settled = 0.0
+    for i in range(calls):
+        subject.stages["total"]()
+        if i == calls // 10:  # allocators have what they need by then
+            settled = _memory_mb("VmRSS")
+    pipe.send(
+        {
+            "calls": calls,
+            "peak_mb": _memory_mb("VmHWM"),
+            "settled_mb": settled,
+            "end_mb": _memory_mb("VmRSS"),
+            "gpu_mb": None if gpu_free is None else gpu_free - _gpu_free_mb(),
+        }
+    )
+
+
+def memory(
+    method: str, backend: str, size: tuple[int, int], calls: int = 3
+) -> dict[str, float] | None:
+    """Memory (MiB) of a process that runs a method, its libraries included; None if it dies.
+
+    Returns:
+        `calls`, `peak_mb`, resident after a tenth of the calls (`settled_mb`) and at the end, and
+        what an engine takes of the GPU's own memory (`gpu_mb`), None without one.
+    """
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe()
+    child = context.Process(target=_memory, args=(method, backend, size, calls, theirs))
+    child.start()
+    theirs.close()
+    try:
+        return mine.recv()
+    except EOFError:  # it died; its own words are on the terminal
+        return None
+    finally:
+        child.join()
+
+
+def ratios(rows: list[Row]) -> list[dict[str, str | float | None]]:
+    """How many times longer each peer takes than each of our engines, by size.
+
+    `eager` is plain torch on the same GPU, `after_network` the share of the call that is not the
+    network, `of_roofline` the share of the network's time that the machine's measured peaks would
+    need.
+    """
+    totals = {(r.method, r.backend, r.size): r.median_ms for r in rows if r.stage == "total"}
+    found = []
+    for (method, backend, size), mine in totals.items():
+        if method in PEERS:
+            continue
+        row: dict[str, str | float | None] = {"method": method, "backend": backend, "size": size}
+        for (other, _, other_size), median in totals.items():
+            if other in PEERS and other_size == size:
+                row[other] = median / mine
+        plain = totals.get((method, EAGER, size))
+        row["eager"] = None if plain is None or backend not in GPU_ENGINES else plain / mine
+        stages = {
+            r.stage: r.median_ms
+            for r in rows
+            if (r.method, r.backend, r.size) == (method, backend, size)
+        }
+        network, shortest = stages.get("network"), stages.get("roofline")
+        row["after_network"] = None if network is None else 1 - network / mine
+        row["of_roofline"] = None if None in (network, shortest) else shortest / network
+        found.append(row)
+    return found
+
+
+def run_bench(
+    sizes: list[tuple[int, int]],
+    methods: list[str],
+    backends: list[str],
+    rounds: int,
+    json_file: Path | None,
+    memory_calls: int = 3,
+) -> dict:
+    """Measure, print a table, and write `json_file` if given; returns what is in it.
+
+    Args:
+        sizes: width and height of each size.
+        methods: released networks, weights files, names of `PEERS`.
+        backends: of our networks; those that this machine cannot run are left out and said.
+        memory_calls: of each method to measure memory with; 0 leaves it out.
+
+    Raises:
+        ValueError: no such method or backend.
+    """
+    console = Console()
+    unknown = sorted(set(backends) - set(BACKENDS))
+    if unknown:
+        raise ValueError(f"unknown backend {', '.join(unknown)}: {', '.join(BACKENDS)}")
+    usable = []
+    for name in backends:
+        reason = backend_module(name).unavailable()
+        if reason is None:
+            usable.append(name)
+        else:
+            console.print(f"without {name}: {reason}")
+    if "cuda" in usable:
+        usable.append(EAGER)
+    report: dict = {"machine": machine(), "rows": [], "ratios": [], "memory": []}
+    rows: list[Row] = []
+    for size in sizes:
+        images = bench_pair(*size)
+        name = f"{size[0]}x{size[1]}"
+        chosen = [(m, b) for m in methods for b in (["opencv"] if m in PEERS else usable)]
+        subjects = [make_subject(m, b, images, parts=True) for m, b in chosen]
+        took = time_all(subjects, rounds)
+        used = {c: memory(*c, size, memory_calls) if memory_calls else None for c in chosen}
+        for (method, backend), found in used.items():
+            if found:
+                row = {"method": method, "backend": backend, "size": name, **found}
+                report["memory"].append(row)
+        for (i, stage), times in took.items():
+            s = subjects[i]
+            median, p95 = statistics.median(times), float(np.percentile(times, 95))
+            found = used[chosen[i]] if stage == "total" else None
+            peak = found["peak_mb"] if found else None
+            rows.append(Row(s.method, s.backend, s.precision, name, stage, median, p95, peak))
+        for s in subjects:
+            if s.roofline_ms is not None:
+                who = (s.method, s.backend, s.precision, name, "roofline")
+                rows.append(Row(*who, s.roofline_ms, s.roofline_ms, None))
+        report["rows"] = [vars(row) for row in rows]
+        report["ratios"] = ratios(rows)
+        if json_file:
+            json_file.write_text(json.dumps(report, indent=1) + "\n")
+    _print(console, rows, report["ratios"])
+    return report
+
+
+def _print(
+    console: Console, rows: list[Row], ratio_rows: list[dict[str, str | float | None]]
+) -> None:
+    heads = ("method", "backend", "type", "size", "stage", "median ms", "95 %", "peak MiB")
+    table = Table(*heads, title="one stereo pair, images to matches")
+    for row in rows:
+        numbers = (f"{row.median_ms:.1f}", f"{row.p95_ms:.1f}")
+        peak = "" if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f}"
+        table.add_row(row.method, row.backend, row.precision, row.size, row.stage, *numbers, peak)
+    console.print(table)
+    if not ratio_rows:
+        return
+    names = list(ratio_rows[0])
+    table = Table(
+        *names, title="peer's time / ours; shares: of our call after the network, of the roofline"
+    )
+    for row in ratio_rows:
+        cells = ("" if v is None else v if isinstance(v, str) else f"{v:.2f}" for v in row.values())
+        table.add_row(*cells)
+    console.print(table)

@@ -1,0 +1,415 @@
+"""`kp soak`: a long stream with random faults through the real node, and a balance at the end.
+
+The faults are those of real rigs: broken messages, a camera that stops, clocks that jump, bursts, a
+driver that restarts, viewers that come and go, parameters that change. At the end every image must
+be accounted for, latency must have stayed within two frame times, and memory must not have grown.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import time
+from array import array
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from kp_msgs.msg import StereoFeatures as StereoFeaturesMsg
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.parameter_client import AsyncParameterClient
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+
+from kp_frontend.ros import standins
+from kp_frontend.ros.messages import stamp_ns
+from kp_frontend.ros.processes import private_environment, process
+from kp_frontend.tools.demo import HEIGHT, WIDTH, camera_infos, load_pair, window_place
+
+standins.put_on_path()
+from cv_bridge import CvBridge  # noqa: E402
+
+TOPICS = {f"{side}/{name}": kind for side in ("left", "right")
+          for name, kind in (("camera_info", CameraInfo), ("image", Image))}  # fmt: skip
+NODE_START = 180.0  # seconds until the node must have subscribed
+NODE_END = 2.0  # seconds in which it must end when interrupted
+MOST_GROWTH = 0.01  # of the node's memory, judged in runs of LONG minutes and more
+LONG, SETTLED = 5.0, 60.0  # minutes; seconds after which memory is first measured in them
+
+
+def _cut(image: Image) -> None:
+    image.data = image.data[: len(image.data) // 3]
+
+
+def _empty(image: Image) -> None:
+    image.width = image.height = image.step = 0
+    image.data = array("B")
+
+
+def _absurd(image: Image) -> None:
+    image.width, image.height, image.step = 2**31, 2**31, 2**31
+
+
+def _recode(encoding: str, channels: int) -> Callable[[Image], None]:
+    """The same picture in another encoding, `channels` bytes a pixel."""
+
+    def spoil(image: Image) -> None:
+        pixels = np.frombuffer(image.data, np.uint8)
+        image.encoding, image.step = encoding, image.width * channels
+        image.data = array("B", np.repeat(pixels, channels).tobytes())
+
+    return spoil
+
+
+def _set(field: str, value: str | int) -> Callable[[Image], None]:
+    def spoil(image: Image) -> None:
+        setattr(image, field, value)
+
+    return spoil
+
+
+def _stamp(sec: int, nanosec: int) -> Callable[[Image], None]:
+    def spoil(image: Image) -> None:
+        image.header.stamp.sec, image.header.stamp.nanosec = sec, nanosec
+
+    return spoil
+
+
+# What a camera may send that is no image: each must be counted as bad.
+BAD = {
+    "an unknown encoding": _set("encoding", "nonsense"),
+    "no encoding": _set("encoding", ""),
+    "depth instead of grey": _recode("16UC1", 2),
+    "truncated data": _cut,
+    "no pixels": _empty,
+    "an absurd size": _absurd,
+    "a step that is too small": _set("step", 8),
+    "a height that does not fit": _set("height", 10_000),
+    "a negative stamp": _stamp(-5, 0),
+    "a stamp that is no time": _stamp(5, 4_000_000_000),
+}
+# What it may send instead of mono8: each must be processed.
+GOOD = {
+    "bgr8": _recode("bgr8", 3),
+    "rgba8": _recode("rgba8", 4),
+    "mono16": _recode("mono16", 2),
+    "bayer_rggb8": _recode("bayer_rggb8", 1),
+    "8UC1 as mono8": _recode("mono8", 1),
+}
+
+
+class Camera:
+    """A stereo camera's driver: a DDS participant of its own."""
+
+    def __init__(self) -> None:
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context)
+        self.node = rclpy.create_node("soak_camera", context=self.context)
+        self.publishers = {t: self.node.create_publisher(k, t, 10) for t, k in TOPICS.items()}
+
+    def heard(self) -> bool:
+        """Whether somebody subscribes to everything."""
+        return all(p.get_subscription_count() for p in self.publishers.values())
+
+    def close(self) -> None:
+        """Leave DDS."""
+        self.node.destroy_node()
+        self.context.try_shutdown()  # an interrupt has ended it already
+
+
+class Soak:
+    """The stream and its faults, and what came of them."""
+
+    def __init__(self, rate: float, seed: int) -> None:
+        self.rate, self.random = rate, random.Random(seed)
+        self.pair, self.bridge = load_pair(), CvBridge()
+        self.camera = Camera()
+        self.node = rclpy.create_node("soak")
+        self.executor = SingleThreadedExecutor()
+        self.executor.add_node(self.node)
+        self.node.create_subscription(StereoFeaturesMsg, "kp_frontend/features", self._features, 10)
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._diagnostics, 10)
+        self.parameters = AsyncParameterClient(self.node, "kp_frontend")
+        self.viewers: list = []
+        self.frame = 0
+        self.clock_offset = 0  # ns, of the cameras' clock
+        self.left_only_until = self.silent_until = 0.0
+        self.sent: dict[int, float] = {}  # stamp -> monotonic time
+        self.images_sent = 0
+        self.latency: list[float] = []
+        self.work: list[float] = []  # ms of each pair in the node
+        self.sequences: list[int] = []
+        self.counts: dict[str, int] = {}
+        self.faults: Counter[str] = Counter()
+        self.rss: list[tuple[float, float]] = []
+        self.errors: list[str] = []
+
+    def _features(self, message: StereoFeaturesMsg) -> None:
+        sent = self.sent.pop(stamp_ns(message), None)
+        if sent is not None:
+            self.latency.append(1e3 * (time.monotonic() - sent))
+        stages = zip(message.stage, message.stage_ms, strict=True)
+        self.work.append(sum(ms for stage, ms in stages if stage != "wait"))
+        if self.sequences and message.sequence <= self.sequences[-1]:
+            self.errors.append(f"sequence {message.sequence} after {self.sequences[-1]}")
+        self.sequences.append(message.sequence)
+
+    def _diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            values = {v.key: int(v.value) for v in status.values if v.value.isdigit()}
+            self.counts = values
+            balance = values["processed"] + values["dropped"] + values["waiting"]
+            if values["received"] != balance:
+                self.errors.append(f"counters do not balance: {values}")
+
+    def send(self, spoil: Callable[[Image], None] | None = None, both: bool = False) -> None:
+        """Publish the next pair; `spoil` changes its left image, or both."""
+        self.frame += 1
+        x, y = window_place(self.frame, self.pair)
+        stamp = time.time_ns() + self.clock_offset
+        infos = dict(zip(("left", "right"), camera_infos(x, y), strict=True))
+        for side, pixels in (("left", self.pair.left), ("right", self.pair.right)):
+            if side == "right" and time.monotonic() < self.left_only_until:
+                continue
+            window = pixels[y : y + HEIGHT, x : x + WIDTH]
+            image = self.bridge.cv2_to_imgmsg(window, "mono8")
+            for name, message in (("camera_info", infos[side]), ("image", image)):
+                message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 10**9)
+                message.header.frame_id = f"{side}_optical"
+                if name == "image" and spoil is not None and (both or side == "left"):
+                    spoil(message)
+                self.camera.publishers[f"{side}/{name}"].publish(message)
+            self.images_sent += 1
+        self.sent[stamp] = time.monotonic()
+        if len(self.sent) > 1000:
+            del self.sent[next(iter(self.sent))]
+
+    def fault(self) -> None:
+        """Do one thing that goes wrong on robots."""
+        name = self.random.choice(
+            ("bad", "other encoding", "lonely image", "jump", "burst", "one camera stops",
+             "both stop", "driver restarts", "viewers", "parameter")
+        )  # fmt: skip
+        self.faults[name] += 1
+        if name == "bad":
+            for _ in range(5):
+                self.send(self.random.choice(list(BAD.values())), self.random.random() < 0.5)
+        elif name == "other encoding":
+            self.send(self.random.choice(list(GOOD.values())), both=True)
+        elif name == "lonely image":
+            self.left_only_until = time.monotonic() + 0.01
+            self.send()
+        elif name == "jump":
+            self.clock_offset += self.random.choice((-60, -5, 30)) * 10**9
+        elif name == "burst":
+            for _ in range(20):
+                self.send()
+                time.sleep(0.1 / self.rate)
+        elif name == "one camera stops":
+            self.left_only_until = time.monotonic() + 1.0
+        elif name == "both stop":
+            self.silent_until = time.monotonic() + 1.0
+        elif name == "driver restarts":
+            self.camera.close()
+            self.camera = Camera()
+        elif name == "viewers":
+            while self.viewers:
+                self.node.destroy_subscription(self.viewers.pop())
+            if self.faults[name] % 2:
+                for kind, topic in ((PointCloud2, "points"), (Image, "debug_image")):
+                    self.viewers.append(
+                        self.node.create_subscription(
+                            kind, f"kp_frontend/{topic}", lambda _: None, 2
+                        )
+                    )
+        else:
+            value = self.random.uniform(0.002, 0.02)
+            self.parameters.set_parameters([Parameter("score_threshold", value=value)])
+
+    def stream(self, seconds: float, pid: int, tick: Callable[[float], None]) -> None:
+        """Send pairs at the rate for a time, with a fault every 2 seconds or so."""
+        begin = time.monotonic()
+        next_pair = next_fault = begin
+        while (now := time.monotonic()) < begin + seconds:
+            if now >= next_pair:
+                if now >= self.silent_until:
+                    self.send()
+                next_pair = max(next_pair + 1 / self.rate, now)
+            if now >= next_fault:
+                self.fault()
+                self.rss.append((now - begin, rss_mb(pid)))
+                next_fault = now + self.random.uniform(1.0, 3.0)
+            self.executor.spin_once(timeout_sec=max(0.0, next_pair - time.monotonic()))
+            tick(now - begin)
+        self.left_only_until = 0.0
+
+    def wait(self, ready: Callable[[], bool], seconds: float) -> bool:
+        """Handle messages until something is so, or the time is up."""
+        end = time.monotonic() + seconds
+        while not ready() and time.monotonic() < end:
+            self.executor.spin_once(timeout_sec=0.1)
+        return ready()
+
+    def close(self) -> None:
+        """Leave DDS."""
+        self.camera.close()
+        self.executor.shutdown()
+        self.node.destroy_node()
+
+
+def rss_mb(pid: int) -> float:
+    """Resident memory of a process, MB; NaN when it is gone."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return math.nan
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def run_soak(
+    minutes: float, json_file: Path | None = None, rate: float = 10.0, seed: int = 0
+) -> dict:
+    """Stream for some minutes and check.
+
+    Args:
+        json_file: where the result is written.
+        rate: pairs a second, but for bursts and pauses.
+        seed: of the faults.
+
+    Returns:
+        The result as in the file; `errors` is empty if all is well.
+
+    Raises:
+        RuntimeError: the node did not start.
+    """
+    os.environ.update(private_environment())
+    log = json_file.with_suffix(".log") if json_file else Path(os.devnull)
+    command = ("kp_frontend.ros.node", "--ros-args", "-p", "reliable:=true")
+    rclpy.init()
+    soak = Soak(rate, seed)
+    try:
+        with (
+            Progress(transient=True) as bar,
+            process(*command, environment=dict(os.environ), log=log) as node,
+        ):
+            task = bar.add_task("starting the node", total=60 * minutes)
+            begin = time.monotonic()
+            if not soak.wait(lambda: soak.camera.heard() or node.poll() is not None, NODE_START):
+                raise RuntimeError(f"the node is not ready after {NODE_START:.0f} s")
+            if node.poll() is None:
+                soak.wait(lambda: bool(soak.sequences) or bool(soak.send()), 5.0)
+                soak.stream(
+                    60 * minutes,
+                    node.pid,
+                    lambda t: bar.update(task, completed=t, description="streaming"),
+                )
+            result = _balance(soak, node, minutes, time.monotonic() - begin)
+    finally:
+        soak.close()
+        rclpy.try_shutdown()
+    if json_file:
+        json_file.write_text(json.dumps(result, indent=1) + "\n")
+    Console().print(table(result))
+    return result
+
+
+def _balance(soak: Soak, node: subprocess.Popen, minutes: float, seconds: float) -> dict:
+    """End the node and add up."""
+    errors = soak.errors
+    if node.poll() is not None:
+        errors.append(f"the node died with status {node.returncode}")
+    else:
+        # The last pair makes the synchroniser give up what is older.
+        soak.clock_offset += 100 * 10**9
+        soak.send()
+        last = max(soak.sequences, default=-1)
+        soak.wait(lambda: max(soak.sequences, default=-1) > last, 10.0)
+        before = dict(soak.counts)
+        if not soak.wait(lambda: soak.counts != before and not soak.counts["waiting"], 10.0):
+            errors.append(f"images are still waiting at the end: {soak.counts}")
+        interrupted = time.monotonic()
+        node.send_signal(signal.SIGINT)
+        try:
+            node.wait(10)
+        except subprocess.TimeoutExpired:
+            errors.append("the node does not end when interrupted")
+        took = time.monotonic() - interrupted
+        if took > NODE_END:
+            errors.append(f"the node took {took:.1f} s to end")
+        if node.poll():
+            errors.append(f"the node ended with status {node.returncode}")
+    counts = soak.counts
+    dropped = {k.removeprefix("dropped_"): v for k, v in counts.items() if k.startswith("dropped_")}
+    received, processed = counts.get("received", 0), counts.get("processed", 0)
+    if received != processed + sum(dropped.values()):
+        errors.append("received is not processed + dropped")
+    if received > soak.images_sent:
+        errors.append(f"{received} images received, only {soak.images_sent} sent")
+    if soak.sequences and processed != 2 * (soak.sequences[-1] + 1):
+        errors.append(f"{processed} images processed, the last sequence is {soak.sequences[-1]}")
+    if not soak.latency:
+        errors.append("no features came")
+    latency, work = np.array(soak.latency or [math.nan]), np.array(soak.work or [math.nan])
+    p50, p95, worst = (round(float(v), 1) for v in np.percentile(latency, (50, 95, 100)))
+    frame = max(1e3 / soak.rate, float(np.percentile(work, 95)))
+    if p95 > 2 * frame:
+        errors.append(f"latency: 95 % within {p95} ms, more than two frame times of {frame:.0f} ms")
+    start, end = _memory(soak.rss, minutes)
+    if minutes >= LONG and end > (1 + MOST_GROWTH) * start:
+        errors.append(f"memory grew from {start:.0f} to {end:.0f} MB")
+    return {
+        "minutes": minutes,
+        "seconds": round(seconds, 1),
+        "sent": soak.images_sent,
+        "received": received,
+        "processed": processed,
+        "dropped": dropped,
+        "latency_ms": {"p50": p50, "p95": p95, "max": worst},
+        "frame_ms": round(frame, 1),
+        "rss_mb": {"start": round(start, 1), "end": round(end, 1)},
+        "faults": dict(soak.faults),
+        "errors": errors,
+    }
+
+
+def _memory(samples: list[tuple[float, float]], minutes: float) -> tuple[float, float]:
+    """Memory at the start and at the end: medians over a tenth of the run, once settled."""
+    times, values = np.array(samples or [(0.0, math.nan)]).T
+    begin = SETTLED if minutes >= LONG else 0.0
+    span = 6.0 * minutes
+    start = values[(times >= begin) & (times <= begin + span)]
+    end = values[times >= times[-1] - span]
+    known = (v[np.isfinite(v)] for v in (start, end))
+    return tuple(float(np.median(v)) if len(v) else math.nan for v in known)
+
+
+def table(result: dict) -> Table:
+    """The result for a reader."""
+    dropped = ", ".join(f"{n} {why}" for why, n in result["dropped"].items() if n)
+    latency = result["latency_ms"]
+    rows = {
+        "images sent": result["sent"],
+        "received": result["received"],
+        "processed": result["processed"],
+        "dropped": dropped or "none",
+        "faults": ", ".join(f"{n} {name}" for name, n in sorted(result["faults"].items())),
+        "latency, sent to features": f"median {latency['p50']} ms, 95 % {latency['p95']} ms, "
+        f"longest {latency['max']} ms; a frame takes {result['frame_ms']} ms",
+        "memory": f"{result['rss_mb']['start']} MB at the start, {result['rss_mb']['end']} MB at "
+        "the end",
+        "errors": "\n".join(result["errors"][:20]) or "none",
+    }
+    shown = Table(title=f"Soak of {result['minutes']:g} min", show_header=False)
+    for name, value in rows.items():
+        shown.add_row(name, str(value))
+    return shown

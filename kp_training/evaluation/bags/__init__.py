@@ -1,0 +1,1 @@
+"""Bags: reading, writing, and the front end on their stereo pairs."""

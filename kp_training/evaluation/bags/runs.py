@@ -1,0 +1,114 @@
+"""One way of getting the features of a bag's pairs, and what is measured of it; two compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from rich.progress import track
+
+from kp_frontend.frontend import FrontendConfig, StereoFeatures, StereoFrontend
+from kp_training.evaluation.bags.stereo import stamp_text
+from kp_training.evaluation.bags.stream import Row, StreamMetrics
+from kp_training.evaluation.frames import StereoFrame
+
+# Features of a frame and the milliseconds they took, or None if there are none.
+Source = Callable[[StereoFrame], tuple[StereoFeatures, float | None] | None]
+# A left image, its features, and its true disparity if there is one.
+Example = tuple[np.ndarray, StereoFeatures, np.ndarray | None]
+TEMPORAL = ("track_survival", "match_survival", "temporal_repeatability",
+            "temporal_repeatability_1px", "track_accuracy")  # fmt: skip
+
+
+@dataclass
+class Run:
+    """What one way of making the features gave.
+
+    `rows` metrics by stamp, `previous` the stamp that a pair's temporal metrics refer to,
+    `missing` stamps of pairs without features, `example` a pair from the middle to be shown.
+    """
+
+    rows: dict[int, Row] = field(default_factory=dict)
+    previous: dict[int, int] = field(default_factory=dict)
+    row_errors: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    missing: list[int] = field(default_factory=list)
+    cameras: dict[int, str] = field(default_factory=dict)
+    backend: str = ""
+    example: Example | None = None
+
+    def finish(self, metrics: StreamMetrics) -> None:
+        """Take what was collected over the pairs."""
+        self.previous = metrics.previous
+        self.row_errors = np.concatenate([np.zeros(0), *metrics.row_errors])
+
+
+def measure(frames: Iterator[StereoFrame], source: Source, total: int, words: str) -> Run:
+    """Metrics of all frames with the features of a source."""
+    metrics, run = StreamMetrics(), Run()
+    for number, frame in enumerate(track(frames, words, total=total)):
+        run.cameras[frame.stamp] = frame.camera
+        found = source(frame)
+        if found is None:
+            run.missing.append(frame.stamp)
+            continue
+        features, milliseconds = found
+        image = frame.rectified().left  # where the features' coordinates are
+        row = metrics.add(frame.stamp, frame.camera, features, image, frame.disparity)
+        run.rows[frame.stamp] = row | {"latency_ms": milliseconds}
+        if number <= total // 2:
+            run.example = (image, features, frame.disparity)
+    run.finish(metrics)
+    return run
+
+
+class Offline:
+    """The front end called with each frame; time without building the engine for a new size."""
+
+    def __init__(self, config: FrontendConfig, skipped: list[str]) -> None:
+        self.frontend = StereoFrontend(config)
+        self.first_size: tuple[int, int] | None = None
+        self._size: tuple[int, int] | None = None
+        self._skipped = skipped
+
+    def __call__(self, frame: StereoFrame) -> tuple[StereoFeatures, float] | None:
+        """Features of a frame; None, and named as skipped, if the front end refuses it."""
+        try:
+            calibration = frame.calibration()
+        except ValueError as error:
+            what = "not rectified" if frame.raw else "without depth"
+            self._skipped.append(f"{stamp_text(frame.stamp)}: {what}: {error}")
+            if frame.raw:
+                return None
+            calibration = None
+        try:
+            if frame.left.shape != self._size:
+                self.frontend.warm_up(*frame.left.shape, frame.raw)
+                self._size = frame.left.shape
+                self.first_size = self.first_size or self._size
+            begin = time.perf_counter()
+            features = self.frontend(frame.left, frame.right, calibration)
+        except ValueError as error:
+            self._skipped.append(f"{stamp_text(frame.stamp)}: {error}")
+            return None
+        return features, 1e3 * (time.perf_counter() - begin)
+
+
+def agreement(one: Run, other: Run) -> dict:
+    """Are the metrics of two runs the same to the last digit, in the pairs that both have?
+
+    Temporal metrics count where both refer to the same pair before; latency is no such metric.
+    """
+    compared, differing = 0, []
+    both = sorted(one.rows.keys() & other.rows.keys())
+    for stamp in both:
+        for name, value in one.rows[stamp].items():
+            same_before = one.previous.get(stamp) == other.previous.get(stamp)
+            if name == "latency_ms" or (name in TEMPORAL and not same_before):
+                continue
+            compared += 1
+            found = other.rows[stamp].get(name)
+            if value != found:
+                differing.append([stamp_text(stamp), name, value, found])
+    return {"pairs": len(both), "values": compared, "differing": differing}

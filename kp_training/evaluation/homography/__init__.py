@@ -1,0 +1,1 @@
+"""Methods on image pairs that a known homography relates."""

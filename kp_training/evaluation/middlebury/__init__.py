@@ -1,0 +1,1 @@
+"""Methods on stereo pairs with true disparity."""

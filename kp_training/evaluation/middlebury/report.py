@@ -1,0 +1,228 @@
+"""The report of `kp evaluate middlebury`."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from kp_frontend.frontend import FrontendConfig
+from kp_training.evaluation import figures
+from kp_training.evaluation.methods import NetworkMethod
+from kp_training.evaluation.metrics import KEYPOINTS, MATCHES, STEREO
+from kp_training.evaluation.middlebury.evaluation import Evaluation
+from kp_training.evaluation.page import Page, shown
+from kp_training.evaluation.report_parts import (
+    LABELS,
+    add_end,
+    add_means,
+    labelled,
+    many,
+    mean_and_std,
+    size_words,
+)
+from kp_training.evaluation.results import summary
+from kp_training.evaluation.scenes import Scene
+
+# What the reference study reports: mean and standard deviation, shares instead of percentages.
+STUDY_METRICS = (
+    "matching_accuracy",
+    "total_matches",
+    "repeatability",
+    "descriptor_map",
+    "inference_ms",
+)
+STUDY = (
+    {
+        "method": "study: network",
+        "matching_accuracy": (0.4691, 0.0619),
+        "total_matches": (978, 184),
+        "repeatability": (0.423, 0.059),
+        "descriptor_map": (0.061, 0.035),
+        "inference_ms": (67.99, 0.23),
+        "measured on": "Middlebury 2021, 1920x1080, T4 GPU",
+    },
+    {
+        "method": "study: SIFT, FLANN",
+        "matching_accuracy": (0.7708, 0.0619),
+        "total_matches": (1863, 698),
+        "measured on": "Middlebury 2021, 1920x1080",
+    },
+)
+PER_SCENE = (
+    "disparity_accuracy",
+    "correct_matches",
+    "total_matches",
+    "matching_accuracy",
+    "repeatability",
+    "descriptor_map",
+    "disparity_error_px",
+)
+
+
+def middlebury_report(evaluation: Evaluation) -> Page:
+    """The page of `kp evaluate middlebury`."""
+    metrics, protocol = evaluation.metrics, evaluation.metrics["protocol"]
+    count, skipped = len(metrics["scenes"]), len(protocol["skipped"])
+    page = Page(
+        "Stereo features on Middlebury",
+        f"{many(count, 'scene')}{f', {skipped} skipped' if skipped else ''}; "
+        f"at most {protocol['max_keypoints']} keypoints per image; {size_words(protocol)}.",
+    )
+    page.items(_in_short(metrics))
+    _study(page, evaluation)
+    _means(page, metrics)
+    page.heading("By number of keypoints")
+    page.figure(
+        figures.curves_figure(_curves(evaluation)),
+        "Unconstrained matches among the strongest keypoints of the same detections.",
+    )
+    page.heading("Disparity errors")
+    page.figure(
+        figures.errors_figure(*_errors(evaluation)),
+        f"x_l - x_r - d_gt of matches with ground truth, {_precise(evaluation)}. Left: "
+        "unconstrained matches in the right rows. Right: as the front end publishes them.",
+    )
+    _pictures(page, evaluation)
+    page.heading("Per scene")
+    page.text("A click on a column's head sorts by it.")
+    rows = []
+    for scene, (width, height, release) in evaluation.scenes.items():
+        for name, found in metrics["methods"].items():
+            row = {"scene": scene, "method": name, "set": release, "size": f"{width}x{height}"}
+            row |= {LABELS[m]: found[m]["per_scene"][scene] for m in PER_SCENE}
+            row |= {f"{LABELS[m]} (stereo)": found[m]["per_scene"][scene] for m in STEREO}
+            rows.append(row)
+    page.table(rows)
+    add_end(page, metrics)
+    return page
+
+
+def _in_short(metrics: dict) -> list[str]:
+    """A line on each method."""
+    lines = []
+    for name, found in metrics["methods"].items():
+        mean = {metric: shown(values["mean"]) for metric, values in found.items()}
+        lines.append(
+            f"{name}: {mean['correct_matches']} correct matches per scene at a disparity accuracy "
+            f"of {mean['disparity_accuracy']}; within the front end's limits "
+            f"{mean['stereo_correct_matches']} at {mean['stereo_accuracy']}, median error "
+            f"{mean['stereo_error_px']} px."
+        )
+    return lines
+
+
+def _study(page: Page, evaluation: Evaluation) -> None:
+    page.heading("Beside the reference study")
+    protocol = evaluation.metrics["protocol"]
+    here = f"{many(len(evaluation.scenes), 'scene')} here, {size_words(protocol)}"
+    rows = [labelled(row) for row in STUDY]
+    for name, found in evaluation.metrics["methods"].items():
+        row = {"method": name} | {m: mean_and_std(found[m]) for m in STUDY_METRICS}
+        rows.append(labelled(row | {"measured on": here}))
+    page.table(
+        rows,
+        "Mean ± standard deviation over scenes. The first two rows are the study's own figures, on "
+        "its own scenes and machine; where scenes or sizes differ, the rows show its terms, not a "
+        "contest. --size 1920x1080 is its size.",
+    )
+
+
+def _means(page: Page, metrics: dict) -> None:
+    page.heading("All metrics")
+    page.heading("Unconstrained matches", 3)
+    add_means(
+        page,
+        metrics,
+        MATCHES,
+        "Mutual nearest neighbours over descriptors without epipolar help, or the method's own "
+        "matcher. Mean ± standard deviation over scenes; best in bold.",
+    )
+    page.heading("Keypoints and descriptors", 3)
+    add_means(
+        page,
+        metrics,
+        (*KEYPOINTS, "inference_ms"),
+        "Repeatability of the keypoints whose true place lies in the other image, within 3 px and "
+        "1 px; unoccluded: only of those that the other image is known to see.",
+    )
+    limits = FrontendConfig()
+    page.heading("As the front end publishes them", 3)
+    add_means(
+        page,
+        metrics,
+        STEREO,
+        "Every method's keypoints and descriptors under the front end's limits: rows within "
+        f"{limits.row_tolerance:g} px, disparity at least -1 px, cosine at least "
+        f"{limits.min_similarity:g}, mutual nearest neighbours; then the disparity is refined on "
+        f"the images, which must correlate by {limits.min_correlation:g} in each quarter of the "
+        "window. Best in bold.",
+    )
+
+
+def _pictures(page: Page, evaluation: Evaluation) -> None:
+    scene = evaluation.shown
+    page.heading(f"Pictures of {scene.name}")
+    networks = [r for r in evaluation.results.values() if isinstance(r.method, NetworkMethod)]
+    for of_method in networks[:1]:
+        network, found = of_method.method, of_method.shown
+        heat, _ = network.dense(scene.left)
+        page.heading(f"What {network.name} predicts", 3)
+        page.figure(
+            figures.heatmap_figure(scene.left, heat),
+            "Predicted keypoint heatmap; its scale is not linear, or only the peaks would show.",
+        )
+        page.heading("Predicted keypoints against SIFT's labels", 3)
+        page.figure(*figures.labels_figure(scene.left, found.left.xy))
+        page.heading("True and false positives", 3)
+        page.figure(*figures.positives_figure(scene, found.left.xy, found.right.xy))
+        page.heading("One descriptor against the image", 3)
+        _, dense = network.dense(scene.right)
+        page.figure(*figures.similarity_figure(scene, *found.left, dense))
+    page.heading("Stereo matches", 3)
+    page.text(
+        f"Right ones green, wrong ones red, grey without ground truth; at most about "
+        f"{figures.LINES} of each picture's matches are drawn."
+    )
+    for name, of_method in evaluation.results.items():
+        found = of_method.shown
+        left, right = found.left.xy[found.matches[:, 0]], found.right.xy[found.matches[:, 1]]
+        words = f"{name}: matches without epipolar help."
+        page.figure(_matches(scene, left, right, f"{name}, unconstrained"), words)
+    for name, of_method in evaluation.results.items():
+        left, disparity = of_method.shown.published
+        right = left - np.column_stack([disparity, np.zeros(len(left))])
+        words = f"{name}: as the front end publishes them, drawn at the refined disparity."
+        page.figure(_matches(scene, left, right, f"{name}, within limits"), words)
+
+
+def _matches(scene: Scene, left: np.ndarray, right: np.ndarray, title: str) -> Figure:
+    correct = figures.judged(scene, left, right)
+    return figures.matches_figure(scene.left, scene.right, left, right, correct, title)
+
+
+def _curves(evaluation: Evaluation) -> dict[str, dict[int, dict[str, float | None]]]:
+    """For each method and number of keypoints the mean metrics of matches."""
+    return {
+        name: {
+            count: {m: values["mean"] for m, values in summary(MATCHES, rows).items()}
+            for count, rows in of_method.curves.items()
+        }
+        for name, of_method in evaluation.results.items()
+    }
+
+
+def _errors(evaluation: Evaluation) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """For each method the disparity errors of the precise scenes together, see `MethodResults`."""
+    names, results = evaluation.precise, evaluation.results
+    return (
+        {k: np.concatenate([r.errors[s] for s in names]) for k, r in results.items()},
+        {k: np.concatenate([r.stereo_errors[s] for s in names]) for k, r in results.items()},
+    )
+
+
+def _precise(evaluation: Evaluation) -> str:
+    """Which scenes the error histograms are of."""
+    precise, every = len(evaluation.precise), len(evaluation.scenes)
+    if precise < every:
+        return f"{many(precise, 'scene')} with sub-pixel ground truth"
+    return f"all {shown(every)} scenes"

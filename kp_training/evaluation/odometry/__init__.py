@@ -1,0 +1,1 @@
+"""The motion of the camera, estimated from the features of each method."""

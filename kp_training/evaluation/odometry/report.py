@@ -1,0 +1,91 @@
+"""The report of `kp evaluate odometry`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from kp_training.evaluation.page import Page
+
+
+def odometry_rows(result: dict) -> list[dict]:
+    """A row for each method."""
+    return [
+        {
+            "method": method,
+            "drift, %": metrics["drift_percent"]["mean"],
+            "rotation, deg/m": metrics["rotation_deg_per_m"]["mean"],
+            "ATE, m": metrics["ate_m"]["mean"],
+            "failed frames": int(metrics["failed_frames"]["mean"]),
+            "inliers": metrics["inliers"]["mean"],
+            "stereo matches": metrics["stereo_matches"]["mean"],
+        }
+        for method, metrics in result["methods"].items()
+    ]
+
+
+def write_odometry_report(result: dict, command: str, path: Path) -> None:
+    """Write the page of an odometry."""
+    sequence, protocol = result["sequence"], result["protocol"]
+    page = Page(
+        "Stereo odometry",
+        f"{Path(sequence['path']).name}: {sequence['frames']} frames, {sequence['metres']:.1f} m",
+    )
+    page.code(command)
+    lengths = ", ".join(f"{length:g}" for length in protocol["lengths_m"])
+    page.heading("In short")
+    least = dict.fromkeys(("drift, %", "rotation, deg/m", "ATE, m"), "min")
+    page.table(
+        odometry_rows(result),
+        f"Drift is the mean over all sub-sequences of {lengths} m (KITTI's own are 100 to 800 m). "
+        "ATE: RMS of positions after rigid alignment. The same plain odometry for all.",
+        best=least,
+    )
+    page.figure(
+        _trajectories(result),
+        "Trajectories from above, first frame at the origin; and how far off they are on the way.",
+    )
+    page.heading("Drift by length")
+    page.table(
+        [
+            {
+                "method": method,
+                **{f"{n} m": v for n, v in metrics["drift_percent"]["per_length"].items()},
+            }
+            for method, metrics in result["methods"].items()
+        ],
+        "Translation error in % of the length.",
+    )
+    page.heading("What went wrong")
+    lines = [
+        f"{method}: the motion could not be told in frames {metrics['failed_frames']['frames']}"
+        for method, metrics in result["methods"].items()
+        if metrics["failed_frames"]["frames"]
+    ]
+    page.items([*lines, *sequence["left_out"]] or ["nothing: every frame's motion was found"])
+    page.heading("Protocol")
+    page.items([f"{name}: {value}" for name, value in protocol.items()])
+    page.write(path)
+
+
+def _trajectories(result: dict) -> Figure:
+    figure = Figure(figsize=(11, 5))
+    above, beside = figure.subplots(1, 2)
+    truth = np.array(result["trajectories"]["truth"])
+    way = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(truth, axis=0), axis=1))])
+    for name, listed in result["trajectories"].items():
+        places = np.array(listed)
+        if name == "truth":
+            above.plot(places[:, 0], places[:, 2], "k", linewidth=2, label=name)
+            continue
+        above.plot(places[:, 0], places[:, 2], "--", label=name)
+        beside.plot(way, np.linalg.norm(places - truth, axis=1), label=name)
+    above.set(xlabel="x (right), metres", ylabel="z (forward), metres")
+    above.set_aspect("equal", adjustable="datalim")
+    beside.set(xlabel="way travelled, metres", ylabel="distance from the truth, metres")
+    for axes in (above, beside):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure

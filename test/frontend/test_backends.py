@@ -1,0 +1,345 @@
+"""Engines: the cache, agreement with the reference, and what TensorRT is given."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import dataclasses
+import importlib.util
+import json
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch._decomp import get_decompositions
+from torch._export.utils import _collect_all_valid_cia_ops_for_aten_namespace, _get_decomp_for_cia
+
+from kp_frontend.backends import (
+    BACKENDS,
+    BackendOptions,
+    backend_module,
+    make_backend,
+    openvino_backend,
+)
+from kp_frontend.backends.agreement import Agreement, agreement, check_images, reference
+from kp_frontend.backends.engine_cache import EngineCache
+from kp_frontend.backends.tensorrt_backend import export
+from kp_frontend.calibration import identity_maps
+from kp_frontend.frontend import FrontendConfig, StereoFrontend, StereoPipeline
+
+HEIGHT, WIDTH = 96, 128
+KEY = {"backend": "test", "weights": "abc"}
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> tuple[StereoPipeline, tuple[torch.Tensor, ...]]:
+    """A small pipeline and inputs for it."""
+    frontend = StereoFrontend(FrontendConfig(backend="torch", max_keypoints=64))
+    pipe = StereoPipeline(frontend.network, frontend.config, HEIGHT, WIDTH).eval()
+    inputs = (check_images(HEIGHT, WIDTH), *frontend.blank_inputs(WIDTH))
+    return pipe, tuple(torch.from_numpy(array) for array in inputs)
+
+
+@pytest.fixture(scope="module")
+def raw_pipeline(pipeline) -> tuple[StereoPipeline, tuple[torch.Tensor, ...]]:
+    """The same for raw images."""
+    pipe, inputs = pipeline
+    config = FrontendConfig(backend="torch", max_keypoints=64)
+    raw = StereoPipeline(pipe.network, config, HEIGHT, WIDTH, raw=True).eval()
+    return raw, (*inputs, torch.from_numpy(identity_maps(WIDTH, HEIGHT)))
+
+
+def test_the_pipeline_for_raw_images_gives_the_same_where_they_are_rectified(
+    pipeline, raw_pipeline, tmp_path
+):
+    (pipe, inputs), (raw, raw_inputs) = pipeline, raw_pipeline
+    expected, found = reference(pipe, inputs), reference(raw, raw_inputs)
+    assert (found[3] >= 0).sum() > 10
+    np.testing.assert_array_equal(found[3], expected[3])
+    for i in (0, 1, 2, 4, 5, 6):
+        np.testing.assert_allclose(found[i], expected[i], atol=1e-3)
+    np.testing.assert_allclose(found[8], expected[0], atol=1e-4)
+    options = BackendOptions(precision="fp32", cache=EngineCache(tmp_path))
+    engine = make_backend("openvino", raw, raw_inputs, options)
+    converted = engine(*(tensor.numpy() for tensor in raw_inputs))
+    assert agreement(found, converted).good
+    np.testing.assert_allclose(converted[8], converted[0], atol=1e-3)
+
+
+def test_an_engine_is_built_once_and_kept(tmp_path):
+    cache, built = EngineCache(tmp_path / "new"), []
+
+    def build() -> bytes:
+        built.append(1)
+        return b"engine\n\nbytes"
+
+    for _ in range(2):
+        assert cache.engine(KEY, build, bytes) == b"engine\n\nbytes"
+    assert len(built) == 1
+    assert cache.read(KEY | {"weights": "abd"}) is None
+    assert [p.suffix for p in (tmp_path / "new").iterdir()] == [".engine"]  # nothing half-written
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda good: good[:-1],
+        lambda good: good[:10],
+        lambda good: b"",
+        lambda good: good[:-1] + b"x",
+        lambda good: good.replace(b'"abc"', b'"abd"'),
+        lambda good: b"something else",
+    ],
+    ids=["cut", "cut in the head", "empty", "flipped", "of other weights", "foreign"],
+)
+def test_a_bad_file_is_said_and_built_again(tmp_path, caplog, damage):
+    cache = EngineCache(tmp_path)
+    cache.write(KEY, b"engine")
+    file = cache.path(KEY)
+    good = file.read_bytes()
+    file.write_bytes(damage(good))
+    with caplog.at_level(logging.WARNING):
+        assert cache.engine(KEY, lambda: b"engine", bytes) == b"engine"
+    assert "built again" in caplog.text
+    assert file.read_bytes() == good
+
+
+def test_an_engine_that_fails_its_check_is_built_again(tmp_path, caplog):
+    cache = EngineCache(tmp_path)
+    cache.write(KEY, b"stale")
+
+    def load(stored: bytes) -> bytes:
+        if stored == b"stale":
+            raise RuntimeError("does not agree")
+        return stored
+
+    assert cache.engine(KEY, lambda: b"new", load) == b"new"
+    assert "does not agree" in caplog.text
+    assert cache.read(KEY) == b"new"
+    with pytest.raises(RuntimeError, match="does not agree"):
+        cache.engine(KEY | {"weights": "x"}, lambda: b"stale", load)
+    assert cache.read(KEY | {"weights": "x"}) is None
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, caplog):
+    (tmp_path / "file").write_text("not a folder")
+    assert EngineCache(tmp_path / "file").engine(KEY, lambda: b"engine", bytes) == b"engine"
+    assert "could not be kept" in caplog.text
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "torch"])
+def test_backend_agrees_with_the_reference(pipeline, tmp_path, backend, caplog):
+    reason = backend_module(backend).unavailable()
+    if reason:
+        pytest.skip(f"{backend}: {reason}")
+    pipe, inputs = pipeline
+    expected = reference(pipe, inputs)
+    options = BackendOptions(cache=EngineCache(tmp_path))
+    for _ in range(2):  # built, then from the cache
+        engine = make_backend(backend, pipe, inputs, options)
+        found = engine(*(tensor.numpy() for tensor in inputs))
+        assert [a.shape for a in found] == [a.shape for a in expected]
+        assert agreement(expected, found).good
+    assert not caplog.records
+
+
+def test_agreement_notices_what_it_should(pipeline):
+    pipe, inputs = pipeline
+    expected = reference(pipe, inputs)
+    assert agreement(expected, expected).share == 1.0
+    assert agreement(expected, expected).cosine == pytest.approx(1.0, abs=1e-5)
+    for part, change in ((0, 3.0), (2, 0.5)):  # keypoints moved, descriptors turned
+        wrong = [array.copy() for array in expected]
+        wrong[part] += np.float32(change)
+        if part == 2:
+            wrong[2] /= np.linalg.norm(wrong[2], axis=-1, keepdims=True)
+        assert not agreement(expected, wrong).good
+    assert Agreement(15 / 16, 1, 0.0, 1.0).good  # of a small image one may be missed, not two
+    assert not Agreement(14 / 16, 2, 0.0, 1.0).good
+    assert not Agreement(0.0, 1, 9.0, 0.0).good
+    nothing = [array.copy() for array in expected]
+    nothing[1][:] = 0
+    assert not agreement(expected, nothing).good
+
+
+def test_openvino_refuses_an_engine_that_does_not_agree(pipeline, tmp_path):
+    """An engine of other weights under this pipeline's name is found out by the check."""
+    pipe, inputs = pipeline
+    options = BackendOptions(cache=EngineCache(tmp_path))
+    make_backend("openvino", pipe, inputs, options)
+    network = copy.deepcopy(pipe.network)
+    with torch.no_grad():  # descriptors of other weights
+        network.descriptor[-1].weight.copy_(network.descriptor[-1].weight.roll(1, 0))
+    other = StereoPipeline(network, FrontendConfig(max_keypoints=64), HEIGHT, WIDTH).eval()
+    other.fingerprint = pipe.fingerprint  # a lie
+    (stored,) = tmp_path.iterdir()
+    before = stored.read_bytes()
+    make_backend("openvino", other, inputs, options)
+    assert stored.read_bytes() != before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signal stacks are asked for as on Linux")
+def test_openvino_leaves_signals_on_a_roomy_stack(pipeline, tmp_path):
+    """The one that OpenVINO sets is too small for Python's handlers."""
+    pipe, inputs = pipeline
+    make_backend("openvino", pipe, inputs, BackendOptions(cache=EngineCache(tmp_path)))
+    stack = openvino_backend._SignalStack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+    disabled = 2
+    assert stack.flags & disabled or stack.size >= 2**16
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"score_threshold": 0.9}, {"border": 38}, {"max_keypoints": 16, "height": 32, "width": 32}],
+)
+def test_an_engine_is_checked_whatever_the_settings(tmp_path, monkeypatch, caplog, settings):
+    """Settings under which the check's images give few keypoints or none refuse no good engine."""
+    monkeypatch.setenv("KP_ENGINE_CACHE", str(tmp_path))
+    size = settings.pop("height", HEIGHT), settings.pop("width", WIDTH)
+    config = FrontendConfig(backend="openvino", **({"max_keypoints": 64} | settings))
+    for _ in range(2):
+        StereoFrontend(config).warm_up(*size)
+    assert not caplog.records
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_impossible_choice_is_refused(pipeline):
+    pipe, inputs = pipeline
+    with pytest.raises(ValueError, match="unknown backend 'abacus'"):
+        make_backend("abacus", pipe, inputs, BackendOptions())
+    with pytest.raises(ValueError, match="unknown precision 'fp7'"):
+        make_backend("torch", pipe, inputs, BackendOptions(precision="fp7"))
+    with pytest.raises(ValueError, match="only fp32"):
+        make_backend("torch", pipe, inputs, BackendOptions(precision="bf16"))
+
+
+def test_torch_runs_on_the_device_asked_for(pipeline):
+    pipe, inputs = pipeline
+    with pytest.raises(ValueError, match="abacus"):
+        make_backend("torch", pipe, inputs, BackendOptions(device="abacus"))
+    engine = make_backend("torch", pipe, inputs, BackendOptions(device="cpu"))
+    assert next(engine.pipeline.parameters()).device.type == "cpu"
+    assert agreement(reference(pipe, inputs), engine(*(t.numpy() for t in inputs))).share == 1.0
+
+
+class PlainStep:
+    """What stands for a captured graph where there is no GPU."""
+
+    def __init__(self, step, example) -> None:
+        self.step, self.host = step, [tensor.numpy() for tensor in example]
+
+    def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
+        with torch.inference_mode():
+            return [out.float().numpy() for out in self.step(*map(torch.from_numpy, inputs))]
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_captured_graph_has_to_agree(pipeline, tmp_path, monkeypatch, wrong):
+    """The cuda backend with the CPU in the place of the GPU."""
+    pipe, inputs = pipeline
+    module = backend_module("cuda")
+
+    class Graph(PlainStep):
+        def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
+            return [out * (0.0 if wrong else 1.0) for out in super().__call__(*inputs)]
+
+    monkeypatch.setattr(module, "unavailable", lambda: None)
+    monkeypatch.setattr(module, "CudaGraphStep", Graph)
+    monkeypatch.setattr(torch.nn.Module, "cuda", lambda self: self)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    options = BackendOptions(precision="fp32", cache=EngineCache(tmp_path))
+    if wrong:
+        with pytest.raises(ValueError, match="does not agree with the reference"):
+            make_backend("cuda", pipe, inputs, options)
+        return
+    engine = make_backend("cuda", pipe, inputs, options)
+    found = engine(*(tensor.numpy() for tensor in inputs))
+    assert engine.precision == "fp32" and agreement(reference(pipe, inputs), found).good
+
+
+def test_auto_takes_the_next_backend_and_says_why_once(pipeline, tmp_path, caplog, monkeypatch):
+    pipe, inputs = pipeline
+    module = backend_module("openvino")
+
+    def fail(*_: object) -> None:
+        raise Exception("no luck today")  # as torch_tensorrt raises
+
+    monkeypatch.setattr(module, "build", fail)
+    for name in ("tensorrt", "cuda"):
+        monkeypatch.setattr(backend_module(name), "unavailable", lambda: "no GPU")
+    engine = make_backend("auto", pipe, inputs, BackendOptions(cache=EngineCache(tmp_path)))
+    assert engine.name == "torch"
+    assert caplog.text.count("no luck today") == 1
+
+
+@pytest.mark.parametrize("which", ["pipeline", "raw_pipeline"])
+def test_tensorrt_converts_every_operator(which, request):
+    """The exported graph after torch-tensorrt's own lowering has only operators it converts."""
+    known = json.loads((Path(__file__).parent / "tensorrt_operators.json").read_text())
+
+    def operators(names: list[str]) -> list:
+        found = []
+        for name in names:
+            place = torch.ops
+            for part in name.split("."):
+                place = getattr(place, part, None)
+            if place is not None:
+                found.append(place)
+        return found
+
+    disabled = set(operators(known["disabled_decompositions"]))
+    table = dict(get_decompositions(operators(known["enabled_decompositions"])))
+    for op in _collect_all_valid_cia_ops_for_aten_namespace():
+        if op not in disabled:
+            table[op] = _get_decomp_for_cia(op)
+    pipe, inputs = request.getfixturevalue(which)
+    graph = export(pipe, inputs, "fp16").run_decompositions(table).graph
+    used = {
+        str(node.target)
+        for node in graph.nodes
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+    }
+    able = set(known["converters"]) | set(known["own_decompositions"])
+    removed = {"aten._assert_tensor_metadata.default"}  # by a lowering pass
+    missing = {
+        name
+        for name in used - removed
+        if name not in able and name.rpartition(".")[0] not in able  # a converter of all overloads
+    }
+    assert len(used) > 20
+    assert not missing
+
+
+@pytest.mark.parametrize("which", ["pipeline", "raw_pipeline"])
+def test_nothing_is_copied_from_the_host_inside_the_pipeline(which, request):
+    """A constant made from a Python list would be: a CUDA graph cannot capture that."""
+    graph = torch.export.export(*request.getfixturevalue(which), strict=False).graph
+    copies = {"aten.lift_fresh_copy.default", "aten._local_scalar_dense.default"}
+    assert not copies & {str(node.target) for node in graph.nodes}
+
+
+def test_tensorrt_is_left_out_with_a_reason_where_it_is_missing():
+    if importlib.util.find_spec("tensorrt"):
+        pytest.skip("TensorRT is installed here")
+    reason = backend_module("tensorrt").unavailable()
+    assert "tensorrt" in reason
+    frontend = StereoFrontend(FrontendConfig(backend="tensorrt", max_keypoints=64))
+    with pytest.raises(ValueError, match="not installed: tensorrt"):
+        frontend.warm_up(HEIGHT, WIDTH)
+
+
+def test_the_fingerprint_follows_weights_and_settings(pipeline):
+    pipe, _ = pipeline
+    config = FrontendConfig(max_keypoints=64)
+    same = StereoPipeline(pipe.network, config, HEIGHT, WIDTH)
+    assert same.fingerprint() == pipe.fingerprint()
+    for changed in (
+        StereoPipeline(pipe.network, config, HEIGHT, WIDTH + 16),
+        StereoPipeline(pipe.network, dataclasses.replace(config, nms_radius=5), HEIGHT, WIDTH),
+        StereoPipeline(type(pipe.network)(pipe.network.config), config, HEIGHT, WIDTH),
+    ):
+        assert changed.fingerprint() != pipe.fingerprint()
