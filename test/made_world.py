@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from kp_frontend.frontend import Features, StereoFeatures
+from kp_frontend.features import Features, StereoFeatures
 from kp_training.evaluation.frames import Camera, Sequence, StereoFrame
 from kp_training.evaluation.sequences import FIRST_STAMP
 
@@ -71,8 +71,10 @@ def grid_features(
     tracks = np.arange(first_track, first_track + count, dtype=np.uint32)
     index = np.arange(count, dtype=np.uint32)
     ones = np.ones(count, np.float32)
+    lengths = np.ones(count, np.uint16)
+    sides = (Features(xy, ones, own, tracks, lengths, ones) for xy in (left, right))
     return StereoFeatures(
-        WIDTH, HEIGHT, Features(left, ones, own, tracks), Features(right, ones, own, tracks),
-        index, index, np.full(count, disparity, np.float32), ones, ones,
+        WIDTH, HEIGHT, *sides,
+        index, index, np.full(count, disparity, np.float32), ones, ones, ones,
         np.full((count, 3), np.nan, np.float32), 0.0, None,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from kp_frontend.frontend import StereoFeatures
+from kp_frontend.features import StereoFeatures
 
 WINDOW = 10  # reports over which rates are taken
 PAIRS = 300  # newest pairs over which times and counts are taken

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from kp_frontend.calibration import StereoCalibration
-from kp_frontend.frontend import BadInput, StereoFeatures, StereoFrontend
+from kp_frontend.features import StereoFeatures
+from kp_frontend.frontend import BadInput, StereoFrontend
 
 PATIENCE = 3  # failures in a row before something is done
 

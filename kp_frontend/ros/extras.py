@@ -13,7 +13,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header
 
-from kp_frontend.frontend import StereoFeatures
+from kp_frontend.features import StereoFeatures
 from kp_frontend.ros import standins
 from kp_frontend.ros.messages import points_message
 from kp_frontend.ros.newest_wins import NewestWins

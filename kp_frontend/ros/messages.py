@@ -16,7 +16,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from kp_frontend.calibration import Camera, StereoCalibration
-from kp_frontend.frontend import Features, StereoFeatures
+from kp_frontend.features import Features, StereoFeatures
 
 DESCRIPTOR_TYPES = {
     "float32": FeaturesMsg.FLOAT32,
@@ -88,7 +88,29 @@ def features_of(message: FeaturesMsg) -> Features:
         len(message.descriptors) != len(x) * width
     ):
         raise ValueError("the arrays of a features message have lengths that do not fit")
-    return Features(np.column_stack([x, y]), scores, decode_descriptors(message), tracks)
+    # Bags recorded before these fields existed have messages without them.
+    lengths = _field(message, "track_length", np.uint16, 0, len(x))
+    sigma = _field(message, "sigma", np.float32, np.nan, len(x))
+    return Features(
+        np.column_stack([x, y]), scores, decode_descriptors(message), tracks, lengths, sigma
+    )
+
+
+def _field(
+    message: FeaturesMsg | StereoFeaturesMsg, name: str, kind: type, unknown: float, count: int
+) -> np.ndarray:
+    """An array of a message with an entry for each of `count` rows; `unknown` if it has no such
+    field.
+
+    Raises:
+        ValueError: another number of entries.
+    """
+    if not hasattr(message, name):
+        return np.full(count, unknown, kind)
+    values = np.asarray(getattr(message, name), kind)
+    if len(values) != count:
+        raise ValueError(f"{name} has {len(values)} entries for {count} rows")
+    return values
 
 
 def stereo_features(message: StereoFeaturesMsg) -> StereoFeatures:
@@ -117,6 +139,7 @@ def stereo_features(message: StereoFeaturesMsg) -> StereoFeatures:
         right,
         *rows,
         *values[:3],
+        _field(message, "confidence", np.float32, np.nan, count),
         values[3].reshape(-1, 3),
         math.nan,
         None if np.isnan(camera).any() else StereoCalibration(*camera),
@@ -134,6 +157,8 @@ def features_message(
     message.y = _array("f", "<f4", features.keypoints[:, 1])
     message.score = _array("f", "<f4", features.scores)
     message.track_id = _array("I", "<u4", features.track_ids)
+    message.track_length = _array("H", "<u2", features.track_lengths)
+    message.sigma = _array("f", "<f4", features.sigma)
     message.descriptor_dim = features.descriptors.shape[1]
     message.descriptor_type = kind
     message.descriptors = array("B", encode_descriptors(features.descriptors, kind))
@@ -157,6 +182,7 @@ def stereo_message(
     message.disparity = _array("f", "<f4", result.disparity)
     message.disparity_sigma = _array("f", "<f4", result.disparity_sigma)
     message.similarity = _array("f", "<f4", result.similarity)
+    message.confidence = _array("f", "<f4", result.confidence)
     message.points = _array("f", "<f4", result.points)
     for name in ("fx", "fy", "cx", "cy", "baseline"):
         value = getattr(result.calibration, name) if result.calibration else float("nan")

@@ -12,7 +12,8 @@ from rclpy.publisher import Publisher
 from sensor_msgs.msg import Image
 
 from kp_frontend.calibration import StereoCalibration
-from kp_frontend.frontend import BadInput, StereoFeatures
+from kp_frontend.features import StereoFeatures
+from kp_frontend.frontend import BadInput
 from kp_frontend.ros.accounts import Accounts
 from kp_frontend.ros.camera_infos import CameraInfos
 from kp_frontend.ros.diagnostics import Figures

@@ -18,7 +18,7 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from kp_frontend.frontend import FrontendConfig
+from kp_frontend.config import FrontendConfig
 from kp_frontend.ros.messages import DESCRIPTOR_TYPES
 from kp_frontend.settings import bounds, check, setting
 

@@ -35,7 +35,9 @@ from kp_frontend.backends import (
     openvino_backend,
 )
 from kp_frontend.backends.torch_backend import TorchBackend
-from kp_frontend.frontend import FrontendConfig, StereoFrontend, StereoPipeline
+from kp_frontend.config import FrontendConfig
+from kp_frontend.frontend import StereoFrontend
+from kp_frontend.pipeline import StereoPipeline
 from kp_frontend.tools.doctor import machine
 from kp_frontend.tools.roofline import shortest_ms
 

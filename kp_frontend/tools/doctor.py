@@ -19,7 +19,9 @@ from rich.table import Table
 from kp_frontend.backends import BACKENDS, BackendOptions, backend_module, make_backend
 from kp_frontend.backends.agreement import agreement, check_images, reference
 from kp_frontend.backends.cuda_graph import gpu_driver
-from kp_frontend.frontend import FrontendConfig, StereoFrontend, StereoPipeline
+from kp_frontend.config import FrontendConfig
+from kp_frontend.frontend import StereoFrontend
+from kp_frontend.pipeline import StereoPipeline
 
 PACKAGES = ("numpy", "opencv-python-headless", "torch", "openvino", "tensorrt", "torch_tensorrt")
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "asimddp", "bf16")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from kp_frontend.frontend import FrontendConfig
+from kp_frontend.config import FrontendConfig
 from kp_frontend.matching import match_stereo, refine_disparity
 from kp_training.evaluation.metrics import mutual_nearest, squared_distances
 

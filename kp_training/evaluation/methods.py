@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from kp_frontend.config import FrontendConfig
 from kp_frontend.detection import heatmap
-from kp_frontend.frontend import FrontendConfig, StereoFrontend, StereoPipeline
+from kp_frontend.frontend import StereoFrontend
 from kp_frontend.network import load_network
+from kp_frontend.pipeline import StereoPipeline
 from kp_training.evaluation.external import external_method
 from kp_training.evaluation.method import NOTHING, Found, Method, Published
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import cKDTree
 
-from kp_frontend.frontend import StereoFeatures
+from kp_frontend.features import StereoFeatures
 from kp_training.evaluation.scenes import Scene, View, left_view, right_view
 
 ROW_TOLERANCE = 2.0  # rows of a right match differ by no more, pixels

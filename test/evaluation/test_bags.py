@@ -16,7 +16,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 
 from kp_frontend.calibration import StereoCalibration
 from kp_frontend.cli import main
-from kp_frontend.frontend import FrontendConfig
+from kp_frontend.config import FrontendConfig
 from kp_frontend.ros.messages import stereo_features, stereo_message
 from kp_training.evaluation.bags import reader, writer
 from kp_training.evaluation.bags.evaluation import evaluate_bag

@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from kp_frontend.frontend import FrontendConfig, StereoFrontend
+from kp_frontend.config import FrontendConfig
+from kp_frontend.frontend import StereoFrontend
 from kp_training.evaluation.layouts import SceneFiles, find_scenes
 from kp_training.evaluation.method import Found, Method
 from kp_training.evaluation.methods import make_method

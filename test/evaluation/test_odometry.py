@@ -14,7 +14,8 @@ from scipy.spatial.transform import Rotation
 
 from kp_frontend.calibration import StereoCalibration
 from kp_frontend.cli import main
-from kp_frontend.frontend import Features, FrontendConfig, StereoFeatures
+from kp_frontend.config import FrontendConfig
+from kp_frontend.features import Features, StereoFeatures
 from kp_frontend.network import build_network, save_network
 from kp_training.evaluation.bags import writer
 from kp_training.evaluation.odometry import estimation as odometry
@@ -84,11 +85,11 @@ def made_view(points: np.ndarray, pose: np.ndarray) -> StereoFeatures:
     disparity = c.fx * c.baseline / seen[:, 2]
     own = np.eye(count, dtype=np.float32)
     ones, ids = np.ones(count, np.float32), np.zeros(count, np.uint32)
-    left, right = (Features(p.astype(np.float32), ones, own, ids)
+    left, right = (Features(p.astype(np.float32), ones, own, ids, ids.astype(np.uint16), ones)
                    for p in (xy, xy - np.column_stack([disparity, 0 * disparity])))  # fmt: skip
     index = np.arange(count, dtype=np.uint32)
     return StereoFeatures(
-        640, 480, left, right, index, index, disparity.astype(np.float32), ones, ones,
+        640, 480, left, right, index, index, disparity.astype(np.float32), ones, ones, ones,
         c.points(xy, disparity), 0.0, c,
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made_world import DISPARITY, HEIGHT, WIDTH, grid_features, texture
 
-from kp_frontend.frontend import Features, StereoFeatures
+from kp_frontend.features import Features, StereoFeatures
 from kp_training.evaluation.bags import stream
 from kp_training.evaluation.bags.stream import StreamMetrics
 
@@ -22,13 +22,11 @@ def moved(features: StereoFeatures, side: str, by: tuple[float, float]) -> Stere
 def nothing() -> StereoFeatures:
     none = Features(
         np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.zeros((0, 4), np.float32),
-        np.zeros(0, np.uint32),
+        np.zeros(0, np.uint32), np.zeros(0, np.uint16), np.zeros(0, np.float32),
     )  # fmt: skip
     index, values = np.zeros(0, np.uint32), np.zeros(0, np.float32)
     points = np.zeros((0, 3), np.float32)
-    return StereoFeatures(
-        WIDTH, HEIGHT, none, none, index, index, values, values, values, points, 0.0, None
-    )
+    return StereoFeatures(WIDTH, HEIGHT, none, none, index, index, *[values] * 4, points, 0.0, None)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,9 @@ from kp_frontend.backends.agreement import Agreement, agreement, check_images, r
 from kp_frontend.backends.engine_cache import EngineCache
 from kp_frontend.backends.tensorrt_backend import export
 from kp_frontend.calibration import identity_maps
-from kp_frontend.frontend import FrontendConfig, StereoFrontend, StereoPipeline
+from kp_frontend.config import FrontendConfig
+from kp_frontend.frontend import StereoFrontend
+from kp_frontend.pipeline import StereoPipeline
 
 HEIGHT, WIDTH = 96, 128
 KEY = {"backend": "test", "weights": "abc"}

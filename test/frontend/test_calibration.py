@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from kp_frontend.calibration import Camera, RawStereoCalibration, StereoCalibration
-from kp_frontend.frontend import FrontendConfig, StereoFrontend
+from kp_frontend.config import FrontendConfig
+from kp_frontend.frontend import StereoFrontend
 from kp_frontend.rectification import rectify
 
 LEFT = [700, 0, 320, 0, 0, 710, 240, 0, 0, 0, 1, 0]

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kp_frontend.calibration import StereoCalibration
-from kp_frontend.frontend import FrontendConfig, StereoFrontend
+from kp_frontend.config import FrontendConfig
+from kp_frontend.frontend import StereoFrontend
 
 CONFIG = FrontendConfig(backend="torch", max_keypoints=400)
 
@@ -91,7 +92,7 @@ def test_track_ids_stay_apart_when_the_size_changes_and_after_the_last(pair):
     smaller = frontend(*(image[:200] for image in pair))
     assert not set(before.left.track_ids) & set(smaller.left.track_ids)
     frontend.reset()
-    frontend._next_track = 2**32 - 10
+    frontend._tracker._next_id = 2**32 - 10
     after = frontend(*(image[:200] for image in pair)).left.track_ids
     assert 2**32 - 1 in after and 1 in after and 0 not in after
     assert len(set(after)) == len(after)

@@ -8,7 +8,8 @@ from kp_msgs.msg import Features as FeaturesMsg
 from rclpy.serialization import deserialize_message, serialize_message
 from std_msgs.msg import Header
 
-from kp_frontend.frontend import FrontendConfig, StereoFrontend
+from kp_frontend.config import FrontendConfig
+from kp_frontend.frontend import StereoFrontend
 from kp_frontend.ros.messages import DESCRIPTOR_TYPES, decode_descriptors, stereo_message
 
 
@@ -25,6 +26,8 @@ def test_everything_survives_the_wire(pair, kind, size, error):
         np.testing.assert_array_equal(np.column_stack([got.x, got.y]), sent.keypoints)
         np.testing.assert_array_equal(got.score, sent.scores)
         np.testing.assert_array_equal(got.track_id, sent.track_ids)
+        np.testing.assert_array_equal(got.track_length, sent.track_lengths)
+        np.testing.assert_array_equal(got.sigma, sent.sigma)
         assert len(got.descriptors) == len(sent) * 64 * size
         assert got.descriptor_type == DESCRIPTOR_TYPES[kind]
         np.testing.assert_allclose(decode_descriptors(got), sent.descriptors, atol=error)
@@ -33,6 +36,7 @@ def test_everything_survives_the_wire(pair, kind, size, error):
     np.testing.assert_array_equal(message.disparity, result.disparity)
     np.testing.assert_array_equal(message.disparity_sigma, result.disparity_sigma)
     np.testing.assert_array_equal(message.similarity, result.similarity)
+    np.testing.assert_array_equal(message.confidence, result.confidence)
     assert dict(zip(message.stage, message.stage_ms, strict=True)).keys() == result.stage_ms.keys()
 
 

@@ -19,7 +19,8 @@ import yaml
 from safetensors.torch import load_file
 
 import kp_training.train as loop
-from kp_frontend.frontend import FrontendConfig, StereoFrontend
+from kp_frontend.config import FrontendConfig
+from kp_frontend.frontend import StereoFrontend
 from kp_frontend.network import SIZES, build_network, load_network
 from kp_training.config import load_config
 from kp_training.labels import label_folder

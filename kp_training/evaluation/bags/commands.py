@@ -145,7 +145,7 @@ def _topics(arguments: argparse.Namespace):
 
 
 def _config(arguments: argparse.Namespace):
-    from kp_frontend.frontend import FrontendConfig
+    from kp_frontend.config import FrontendConfig
 
     names = ("model", "backend", "precision", "threads", "max_keypoints")
     return FrontendConfig(**{n: getattr(arguments, n) for n in names if hasattr(arguments, n)})

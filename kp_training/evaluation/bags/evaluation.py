@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kp_frontend.frontend import FrontendConfig, StereoFeatures
+from kp_frontend.config import FrontendConfig
+from kp_frontend.features import StereoFeatures
 from kp_frontend.ros.messages import stereo_features
 from kp_training.evaluation.bags.messages import true_disparity
 from kp_training.evaluation.bags.reader import Bag, stamp_of

@@ -19,7 +19,8 @@ from rclpy.serialization import deserialize_message
 from rich.progress import Progress
 from sensor_msgs.msg import CameraInfo, Image
 
-from kp_frontend.frontend import FrontendConfig, StereoFeatures
+from kp_frontend.config import FrontendConfig
+from kp_frontend.features import StereoFeatures
 from kp_frontend.ros import standins
 from kp_frontend.ros.messages import stereo_features
 from kp_frontend.ros.processes import check_alive, private_environment, process

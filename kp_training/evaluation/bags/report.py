@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from kp_frontend.frontend import StereoFeatures
+from kp_frontend.features import StereoFeatures
 from kp_training.evaluation.metrics import DISPARITY_TOLERANCE, at_pixels
 from kp_training.evaluation.page import Page
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from rich.progress import track
 
-from kp_frontend.frontend import FrontendConfig, StereoFeatures, StereoFrontend
+from kp_frontend.config import FrontendConfig
+from kp_frontend.features import StereoFeatures
+from kp_frontend.frontend import StereoFrontend
 from kp_training.evaluation.bags.stereo import stamp_text
 from kp_training.evaluation.bags.stream import Row, StreamMetrics
 from kp_training.evaluation.frames import StereoFrame

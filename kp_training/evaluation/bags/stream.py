@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from scipy.spatial import cKDTree
 
-from kp_frontend.frontend import Features, StereoFeatures
+from kp_frontend.features import Features, StereoFeatures
 from kp_training.evaluation.metrics import (
     ROW_TOLERANCE,
     median,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from kp_frontend.frontend import FrontendConfig
+from kp_frontend.config import FrontendConfig
 from kp_training.evaluation import figures
 from kp_training.evaluation.methods import NetworkMethod
 from kp_training.evaluation.metrics import KEYPOINTS, MATCHES, STEREO

@@ -19,7 +19,9 @@ from scipy.spatial.transform import Rotation
 from torch.nn import functional as F
 
 from kp_frontend.calibration import StereoCalibration
-from kp_frontend.frontend import Features, FrontendConfig, StereoFeatures, StereoFrontend
+from kp_frontend.config import FrontendConfig
+from kp_frontend.features import Features, StereoFeatures
+from kp_frontend.frontend import StereoFrontend
 from kp_frontend.matching import match_temporal
 from kp_training.evaluation.frames import StereoFrame
 from kp_training.evaluation.method import Found, Method, match_limited, refined, stereo_limits
@@ -79,6 +81,7 @@ class OtherFrontend:
             disparity,
             sigma,
             np.full(len(rows), np.nan, np.float32),
+            np.full(len(rows), np.nan, np.float32),
             calibration.points(places, disparity),
             float(np.median(right_places[:, 1] - places[:, 1])) if len(rows) else math.nan,
             calibration,
@@ -96,7 +99,14 @@ def _features(found: Found) -> Features:
     """As the front end gives them, with unit descriptors."""
     descriptors = F.normalize(torch.from_numpy(np.float32(found.descriptors))).numpy()
     nothing = np.zeros(len(found.xy), np.float32)
-    return Features(np.float32(found.xy), nothing, descriptors, nothing.astype(np.uint32))
+    return Features(
+        keypoints=np.float32(found.xy),
+        scores=nothing,
+        descriptors=descriptors,
+        track_ids=nothing.astype(np.uint32),
+        track_lengths=nothing.astype(np.uint16),
+        sigma=np.full_like(nothing, np.nan),
+    )
 
 
 def match_frames(now: StereoFeatures, before: StereoFeatures) -> tuple[np.ndarray, np.ndarray]:

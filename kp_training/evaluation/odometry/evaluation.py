@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from kp_frontend.frontend import FrontendConfig
+from kp_frontend.config import FrontendConfig
 from kp_training.evaluation.bags.reader import Bag
 from kp_training.evaluation.bags.stereo import StereoBag, StereoTopics, choose_topics
 from kp_training.evaluation.frames import StereoFrame
