@@ -1,15 +1,18 @@
+import re
 from glob import glob
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
+version = re.search(r'__version__ = "(.+)"', Path("kp_frontend/__init__.py").read_text())[1]
 share = "share/kp_frontend"
 
 setup(
     name="kp_frontend",
-    version="0.1.0",
+    version=version,
     description="Stereo feature front end for ROS 2, with its training and evaluation",
     author="kp_frontend developers",
-    author_email="maintainers@kp-frontend.dev",
+    author_email="maintainers@kp-frontend.example",
     license="Apache-2.0",
     packages=find_packages(include=["kp_frontend*", "kp_training*"]),
     package_data={

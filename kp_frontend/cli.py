@@ -11,6 +11,8 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
+from kp_frontend import __version__
+
 GROUPS = (
     "kp_frontend.commands",
     "kp_training.commands",
@@ -89,6 +91,7 @@ def add_command(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake ends in one line and exit status 1."""
     parser = argparse.ArgumentParser(prog="kp", description="Stereo feature front end for ROS 2.")
+    parser.add_argument("--version", action="version", version=f"kp {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for group in GROUPS:
         importlib.import_module(group).add_commands(commands)

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kp_frontend.cli import add_command, count, size
-from kp_training.evaluation.bags import commands as bag_commands
+from kp_frontend.cli import add_command, count, rate, size
+
+if TYPE_CHECKING:  # imported where they are used: `kp --help` loads neither torch nor matplotlib
+    from rich.table import Table
+
+    from kp_frontend.config import FrontendConfig
+    from kp_training.evaluation.bags.stereo import StereoTopics
+    from kp_training.evaluation.page import Page
 
 METHODS = "tiny,sift,sift_flann,rootsift,orb"
 
@@ -16,17 +25,8 @@ def _middlebury(arguments: argparse.Namespace) -> None:
     from kp_training.evaluation.middlebury.report import middlebury_report
 
     arguments.out.mkdir(parents=True, exist_ok=True)
-    evaluation = evaluate_middlebury(
-        arguments.folder,
-        _methods(arguments),
-        arguments.max_keypoints,
-        arguments.size,
-        arguments.seeded,
-        arguments.show,
-    )
-    _write(evaluation.metrics, arguments.out)
-    middlebury_report(evaluation).write(arguments.out / "report.html")
-    _print(evaluation.metrics, arguments.out)
+    evaluation = evaluate_middlebury(*_of_pairs(arguments), arguments.show)
+    _finish_pairs(arguments.out, evaluation.metrics, middlebury_report(evaluation))
 
 
 def _homography(arguments: argparse.Namespace) -> None:
@@ -34,54 +34,153 @@ def _homography(arguments: argparse.Namespace) -> None:
     from kp_training.evaluation.homography.report import homography_report
 
     arguments.out.mkdir(parents=True, exist_ok=True)
-    evaluation = evaluate_homography(
-        arguments.folder,
-        _methods(arguments),
-        arguments.max_keypoints,
-        arguments.size,
-        arguments.seeded,
+    evaluation = evaluate_homography(*_of_pairs(arguments))
+    _finish_pairs(arguments.out, evaluation.metrics, homography_report(evaluation))
+
+
+def _bag(arguments: argparse.Namespace) -> None:
+    from rich.table import Table
+
+    from kp_training.evaluation.bags import report
+    from kp_training.evaluation.bags.evaluation import evaluate_bag
+    from kp_training.evaluation.page import shown
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    result, example = evaluate_bag(
+        arguments.bag,
+        _topics(arguments),
+        _config(arguments),
+        arguments.out,
+        slop=arguments.slop,
+        raw=arguments.raw,
+        live=arguments.live,
+        rate=arguments.rate,
     )
-    _write(evaluation.metrics, arguments.out)
-    homography_report(evaluation).write(arguments.out / "report.html")
-    _print(evaluation.metrics, arguments.out)
+    methods = list(result["methods"])
+    table = Table("metric", *methods, "pairs", title=f"mean over the pairs of {arguments.bag}")
+    for row in report.mean_rows(result["methods"]):
+        cells = (row.get(m) for m in methods)
+        words = (shown(c[0]) if c else "none" for c in cells)
+        table.add_row(row["metric"], *words, str(row["pairs"]))
+    lines = report.accounting(result)
+    if "live" in result:
+        lines += report.live_lines(result["live"])
+    _finish(arguments.out, result, report.bag_report(result, example), table, lines)
 
 
-def _methods(arguments: argparse.Namespace) -> list[str]:
-    names = [name for name in arguments.methods.split(",") if name] + arguments.method
+def _odometry(arguments: argparse.Namespace) -> None:
+    from rich.table import Table
+
+    from kp_training.evaluation.odometry import report
+    from kp_training.evaluation.odometry.evaluation import evaluate_odometry
+    from kp_training.evaluation.page import shown
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    result = evaluate_odometry(
+        arguments.sequence,
+        _methods(arguments.methods),
+        _config(arguments),
+        _topics(arguments),
+        slop=arguments.slop,
+        raw=arguments.raw,
+    )
+    rows = report.odometry_rows(result)
+    sequence = result["sequence"]
+    table = Table(*rows[0], title=f"{sequence['frames']} frames, {sequence['metres']:.1f} m")
+    for row in rows:
+        table.add_row(*map(shown, row.values()))
+    left_out = [f"left out: {reason}" for reason in sequence["left_out"]]
+    _finish(arguments.out, result, report.odometry_report(result), table, left_out)
+
+
+def _methods(listed: str, further: Iterable[str] = ()) -> list[str]:
+    names = [*(name for name in listed.split(",") if name), *further]
     if not names:
-        raise ValueError("no method is given: name some with --methods or --method")
+        raise ValueError("no method is given: name some with --methods")
     return names
 
 
-def _write(metrics: dict, out: Path) -> None:
-    """Add how the run came about, and write metrics.json."""
-    from kp_training.evaluation.results import provenance, write_metrics
-
-    metrics["protocol"] |= provenance()
-    write_metrics(out, metrics)
+def _of_pairs(arguments: argparse.Namespace) -> tuple:
+    """The options that all evaluations of image pairs have, in their order."""
+    names = _methods(arguments.methods, arguments.method)
+    return arguments.folder, names, arguments.max_keypoints, arguments.size, arguments.seeded
 
 
-def _print(metrics: dict, out: Path) -> None:
-    from rich.console import Console
+def _finish_pairs(out: Path, metrics: dict, page: Page) -> None:
+    """`_finish` of an evaluation of image pairs: a row for each metric."""
     from rich.table import Table
 
     from kp_training.evaluation.page import shown
-    from kp_training.evaluation.results import without_value
+    from kp_training.evaluation.results import provenance, without_value
 
+    metrics["protocol"] |= provenance()
     names = list(metrics["methods"])
     table = Table("metric", *names, title=f"mean over {len(metrics['scenes'])} scenes")
     for metric in metrics["methods"][names[0]]:
         table.add_row(metric, *(shown(metrics["methods"][name][metric]["mean"]) for name in names))
+    skipped = [f"skipped: {reason}" for reason in metrics["protocol"]["skipped"]]
+    _finish(out, metrics, page, table, [*without_value(metrics), *skipped])
+
+
+def _finish(out: Path, metrics: dict, page: Page, table: Table, lines: list[str]) -> None:
+    """Write metrics.json and report.html, print the table and what else there is to say."""
+    from rich.console import Console
+
+    from kp_training.evaluation.results import write_metrics
+
+    write_metrics(out, metrics)
+    page.write(out / "report.html")
     console = Console()
     if not console.is_terminal:  # a file or a pipe: nothing needs to be cut off
         console = Console(width=240)
     console.print(table)
-    for line in without_value(metrics):
+    for line in (*lines, *(f"written: {out / file}" for file in ("metrics.json", "report.html"))):
         console.print(line, soft_wrap=True)
-    for reason in metrics["protocol"]["skipped"]:
-        console.print(f"skipped: {reason}", soft_wrap=True)
-    for file in ("metrics.json", "report.html"):
-        console.print(f"written: {out / file}", soft_wrap=True)
+
+
+def _topics(arguments: argparse.Namespace) -> StereoTopics:
+    from kp_training.evaluation.bags.stereo import StereoTopics
+
+    names = (f.name for f in fields(StereoTopics))
+    return StereoTopics(**{name: getattr(arguments, name, None) for name in names})
+
+
+def _config(arguments: argparse.Namespace) -> FrontendConfig:
+    from kp_frontend.config import FrontendConfig
+
+    names = ("model", "backend", "precision", "threads", "max_keypoints")
+    return FrontendConfig(**{n: getattr(arguments, n) for n in names if hasattr(arguments, n)})
+
+
+def _seconds(text: str) -> float:
+    """Argument type: a duration."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return value
+
+
+def _add_camera(command: argparse.ArgumentParser) -> None:
+    """Which topics of a bag are the stereo camera's, and how the front end runs on them."""
+    for name, what in (
+        ("left", "left images (Image or CompressedImage)"),
+        ("right", "right images"),
+        ("left-info", "camera_info of the left images"),
+        ("right-info", "camera_info of the right images"),
+    ):
+        command.add_argument(f"--{name}", metavar="T", help=f"topic of the {what}; else guessed")
+    command.add_argument(
+        "--slop", type=_seconds, default=0.0, metavar="S",
+        help="seconds by which the stamps of a pair may differ (default 0)",
+    )  # fmt: skip
+    command.add_argument("--raw", action="store_true", help="the images are not rectified")
+    command.add_argument("--backend", default="auto", help="of the networks (default auto)")
+    command.add_argument("--precision", default="auto", help="of the networks (default auto)")
+    command.add_argument("--threads", type=count, default=0, help="of a CPU (default all)")
+    command.add_argument("--out", type=Path, required=True, help="folder for the results")
 
 
 def _add_shared(command: argparse.ArgumentParser) -> None:
@@ -113,6 +212,57 @@ def _add_shared(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_bag(kinds: argparse._SubParsersAction) -> None:
+    bag = add_command(
+        kinds,
+        "bag",
+        "a bag of any stereo camera, with ground truth or without",
+        "evaluate bag drive.mcap --left /left/image_rect --right /right/image_rect --out out",
+        _bag,
+    )
+    bag.add_argument("bag", type=Path, help="rosbag2 folder, .mcap or .db3 file")
+    _add_camera(bag)
+    bag.add_argument(
+        "--gt", dest="disparity", metavar="T",
+        help="topic of true disparity (stereo_msgs/DisparityImage); else guessed",
+    )  # fmt: skip
+    bag.add_argument(
+        "--features", metavar="T", help="evaluate the recorded kp_msgs/StereoFeatures instead"
+    )
+    bag.add_argument("--model", default="tiny", help="network's name or weights file")
+    bag.add_argument("--max-keypoints", type=count, default=1024)
+    bag.add_argument(
+        "--live", action="store_true", help="play it through the running node, too, and compare"
+    )
+    bag.add_argument(
+        "--rate", type=rate, default=1.0, metavar="R",
+        help="with --live: play R times as fast as recorded (default 1)",
+    )  # fmt: skip
+
+
+def _add_odometry(kinds: argparse._SubParsersAction) -> None:
+    odometry = add_command(
+        kinds,
+        "odometry",
+        "a plain stereo odometry, the same for all methods, against true poses",
+        "evaluate odometry kitti/00 --methods tiny,sift,orb --out out",
+        _odometry,
+    )
+    odometry.add_argument(
+        "sequence", type=Path, help="folder in KITTI's or EuRoC's layout, or a bag with poses"
+    )
+    odometry.add_argument(
+        "--methods",
+        default="tiny,sift,orb",
+        help="comma-separated: sift, orb, a network's name or weights file",
+    )
+    _add_camera(odometry)
+    odometry.add_argument(
+        "--poses", dest="pose", metavar="T", help="topic of true poses (PoseStamped); else guessed"
+    )
+    odometry.add_argument("--max-keypoints", type=count, default=2048)
+
+
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add them to `kp`."""
     evaluate = commands.add_parser("evaluate", help="measure how good the features are")
@@ -138,4 +288,5 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     homography.add_argument("folder", type=Path, help="folder of sequences")
     _add_shared(homography)
-    bag_commands.add_evaluations(kinds)
+    _add_bag(kinds)
+    _add_odometry(kinds)

@@ -8,13 +8,13 @@ import random
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
+from kp_frontend import __version__
 from kp_frontend.tools.doctor import machine
 
 
@@ -75,12 +75,16 @@ def seed_everything(seed: int = 0) -> None:
     cv2.setRNGSeed(seed)
 
 
+def command_line() -> str:
+    """The `kp` command that is running."""
+    return shlex.join(["kp", *sys.argv[1:]])
+
+
 def provenance() -> dict[str, str]:
     """The command that is running, versions and machine, in words."""
-    arguments = shlex.join(sys.argv[1:])
     return {
-        "command": f"kp {arguments}",
-        "kp_frontend": version("kp_frontend"),
+        "command": command_line(),
+        "kp_frontend": __version__,
         "threads": str(torch.get_num_threads()),
         **machine(),
     }

@@ -1,15 +1,12 @@
-"""Commands on sequences: bag make, bag info, evaluate bag, evaluate odometry."""
+"""Commands on bags: bag make, bag info."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
-from dataclasses import fields
 from pathlib import Path
 
-from kp_frontend.cli import add_command, count, rate
+from kp_frontend.cli import add_command, rate
 
 LAYOUTS = ("middlebury", "kitti", "euroc", "folder")
 
@@ -56,180 +53,6 @@ def _print_topics(path: Path, file: Path | None = None) -> None:
     Console().print(table)
     if file:
         file.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def _bag(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from kp_training.evaluation.bags import report
-    from kp_training.evaluation.bags.evaluation import evaluate_bag
-    from kp_training.evaluation.page import shown
-    from kp_training.evaluation.results import write_metrics
-
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    result, example = evaluate_bag(
-        arguments.bag,
-        _topics(arguments),
-        _config(arguments),
-        arguments.out,
-        slop=arguments.slop,
-        raw=arguments.raw,
-        live=arguments.live,
-        rate=arguments.rate,
-    )
-    write_metrics(arguments.out, result)
-    command = shlex.join(["kp", *sys.argv[1:]])
-    report.write_bag_report(result, example, command, arguments.out / "report.html")
-    methods = list(result["methods"])
-    table = Table("metric", *methods, "pairs", title=f"mean over the pairs of {arguments.bag}")
-    for row in report.mean_rows(result["methods"]):
-        cells = (row.get(m) for m in methods)
-        words = (shown(c[0]) if c else "none" for c in cells)
-        table.add_row(row["metric"], *words, str(row["pairs"]))
-    console = Console()
-    console.print(table)
-    lines = report.accounting(result)
-    if "live" in result:
-        lines += report.live_lines(result["live"])
-    for line in lines:
-        console.print(line, soft_wrap=True)
-    _print_written(console, arguments.out)
-
-
-def _odometry(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from kp_training.evaluation.odometry import report
-    from kp_training.evaluation.odometry.evaluation import evaluate_odometry
-    from kp_training.evaluation.page import shown
-    from kp_training.evaluation.results import write_metrics
-
-    methods = [name for name in arguments.methods.split(",") if name]
-    if not methods:
-        raise ValueError("no method is given: name some with --methods")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    result = evaluate_odometry(
-        arguments.sequence,
-        methods,
-        _config(arguments),
-        _topics(arguments),
-        slop=arguments.slop,
-        raw=arguments.raw,
-    )
-    write_metrics(arguments.out, result)
-    command = shlex.join(["kp", *sys.argv[1:]])
-    report.write_odometry_report(result, command, arguments.out / "report.html")
-    rows = report.odometry_rows(result)
-    sequence = result["sequence"]
-    table = Table(*rows[0], title=f"{sequence['frames']} frames, {sequence['metres']:.1f} m")
-    for row in rows:
-        table.add_row(*map(shown, row.values()))
-    console = Console()
-    console.print(table)
-    for reason in sequence["left_out"]:
-        console.print(f"left out: {reason}", soft_wrap=True)
-    _print_written(console, arguments.out)
-
-
-def _print_written(console, out: Path) -> None:  # noqa: ANN001  rich is imported where it is used
-    console.print(f"written: {out / 'metrics.json'}, {out / 'report.html'}", soft_wrap=True)
-
-
-def _topics(arguments: argparse.Namespace):
-    from kp_training.evaluation.bags.stereo import StereoTopics
-
-    names = (f.name for f in fields(StereoTopics))
-    return StereoTopics(**{name: getattr(arguments, name, None) for name in names})
-
-
-def _config(arguments: argparse.Namespace):
-    from kp_frontend.config import FrontendConfig
-
-    names = ("model", "backend", "precision", "threads", "max_keypoints")
-    return FrontendConfig(**{n: getattr(arguments, n) for n in names if hasattr(arguments, n)})
-
-
-def _seconds(text: str) -> float:
-    """Argument type: a duration."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
-    return value
-
-
-def _add_camera(command: argparse.ArgumentParser) -> None:
-    """Which topics of a bag are the stereo camera's, and how the front end runs on them."""
-    for name, what in (
-        ("left", "left images (Image or CompressedImage)"),
-        ("right", "right images"),
-        ("left-info", "camera_info of the left images"),
-        ("right-info", "camera_info of the right images"),
-    ):
-        command.add_argument(f"--{name}", metavar="T", help=f"topic of the {what}; else guessed")
-    command.add_argument(
-        "--slop", type=_seconds, default=0.0, metavar="S",
-        help="seconds by which the stamps of a pair may differ (default 0)",
-    )  # fmt: skip
-    command.add_argument("--raw", action="store_true", help="the images are not rectified")
-    command.add_argument("--backend", default="auto", help="of the networks (default auto)")
-    command.add_argument("--precision", default="auto", help="of the networks (default auto)")
-    command.add_argument("--threads", type=count, default=0, help="of a CPU (default all)")
-    command.add_argument("--out", type=Path, required=True, help="folder for the results")
-
-
-def add_evaluations(kinds: argparse._SubParsersAction) -> None:
-    """Add `bag` and `odometry` to `kp evaluate`."""
-    bag = add_command(
-        kinds,
-        "bag",
-        "a bag of any stereo camera, with ground truth or without",
-        "evaluate bag drive.mcap --left /left/image_rect --right /right/image_rect --out out",
-        _bag,
-    )
-    bag.add_argument("bag", type=Path, help="rosbag2 folder, .mcap or .db3 file")
-    _add_camera(bag)
-    bag.add_argument(
-        "--gt", dest="disparity", metavar="T",
-        help="topic of true disparity (stereo_msgs/DisparityImage); else guessed",
-    )  # fmt: skip
-    bag.add_argument(
-        "--features", metavar="T", help="evaluate the recorded kp_msgs/StereoFeatures instead"
-    )
-    bag.add_argument("--model", default="tiny", help="network's name or weights file")
-    bag.add_argument("--max-keypoints", type=count, default=1024)
-    bag.add_argument(
-        "--live", action="store_true", help="play it through the running node, too, and compare"
-    )
-    bag.add_argument(
-        "--rate", type=rate, default=1.0, metavar="R",
-        help="with --live: play R times as fast as recorded (default 1)",
-    )  # fmt: skip
-
-    odometry = add_command(
-        kinds,
-        "odometry",
-        "a plain stereo odometry, the same for all methods, against true poses",
-        "evaluate odometry kitti/00 --methods tiny,sift,orb --out out",
-        _odometry,
-    )
-    odometry.add_argument(
-        "sequence", type=Path, help="folder in KITTI's or EuRoC's layout, or a bag with poses"
-    )
-    odometry.add_argument(
-        "--methods",
-        default="tiny,sift,orb",
-        help="comma-separated: sift, orb, a network's name or weights file",
-    )
-    _add_camera(odometry)
-    odometry.add_argument(
-        "--poses", dest="pose", metavar="T", help="topic of true poses (PoseStamped); else guessed"
-    )
-    odometry.add_argument("--max-keypoints", type=count, default=2048)
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:

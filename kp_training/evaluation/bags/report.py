@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from kp_frontend.features import StereoFeatures
 from kp_training.evaluation.metrics import DISPARITY_TOLERANCE, at_pixels
 from kp_training.evaluation.page import Page
+from kp_training.evaluation.results import command_line
 
 # Metric: what it means, and which end of it is good (None: neither).
 MEANINGS: dict[str, tuple[str, str | None]] = {
@@ -125,8 +126,8 @@ def draw_matches(image: np.ndarray, features: StereoFeatures, truth: np.ndarray 
     return cv2.imencode(".png", canvas)[1].tobytes()
 
 
-def write_bag_report(result: dict, example: tuple | None, command: str, path: Path) -> None:
-    """Write the page of a bag.
+def bag_report(result: dict, example: tuple | None) -> Page:
+    """The page of `kp evaluate bag`.
 
     Args:
         result: contents of metrics.json.
@@ -134,7 +135,7 @@ def write_bag_report(result: dict, example: tuple | None, command: str, path: Pa
     """
     bag = result["bag"]
     page = Page("Stereo features of a bag", f"{Path(bag['path']).name}: {bag['seconds']:.1f} s")
-    page.code(command)
+    page.code(command_line())
     page.items([f"{what}: {topic}" for what, topic in bag["topics"].items()])
     page.heading("In short")
     page.table(
@@ -167,7 +168,7 @@ def write_bag_report(result: dict, example: tuple | None, command: str, path: Pa
         )
     page.heading("Protocol")
     page.items([f"{name}: {value}" for name, value in result["protocol"].items()])
-    page.write(path)
+    return page
 
 
 def _series(result: dict) -> Figure:

@@ -10,13 +10,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
-from rich.progress import track
 from scipy.spatial import cKDTree
 
+from kp_training.evaluation.image_pairs import (
+    PairResult,
+    load_usable,
+    pair_metrics_file,
+    pair_protocol,
+    run_method,
+)
 from kp_training.evaluation.method import Found, Method
 from kp_training.evaluation.methods import make_method
 from kp_training.evaluation.metrics import (
@@ -26,7 +33,6 @@ from kp_training.evaluation.metrics import (
     share,
     squared_distances,
 )
-from kp_training.evaluation.results import seed_everything, summary
 from kp_training.evaluation.scenes import read_grey
 
 IMAGE = re.compile(r"(?:img)?(\d+)\.(?:ppm|pgm|png|jpg)")
@@ -74,7 +80,7 @@ class HomographyEvaluation:
     metrics: dict
     methods: list[Method]
     shown: Pair
-    shown_results: dict[str, tuple[Found, Found, np.ndarray]]
+    shown_results: dict[str, PairResult]
 
 
 def find_pairs(folder: Path) -> tuple[list[PairFiles], list[str]]:
@@ -236,39 +242,23 @@ def evaluate_homography(
     found, skipped = find_pairs(folder)
     subjects = [make_method(name, most) for name in dict.fromkeys(methods)]
     rows: dict[str, dict[str, dict[str, Value]]] = {m.name: {} for m in subjects}
-    shown, shown_results = None, {}
+    shown: Pair | None = None
+    shown_results: dict[str, PairResult] = {}
     usable = []
-    for files in track(found, "pairs"):
-        try:
-            pair = load_pair(files, size)
-        except ValueError as error:
-            skipped.append(f"{files.name}: {error}")
-            continue
+    for _, pair in load_usable(found, partial(load_pair, size=size), skipped, "pairs"):
         usable.append(pair.name)
         shown = shown or pair
         for method in subjects:
-            if seeded:
-                seed_everything()
-            first, second, took = method.detect_timed((pair.first, pair.second))
-            matches = method.match(first, second)
+            result = run_method(method, (pair.first, pair.second), seeded)
+            first, second, matches, took = result
             rows[method.name][pair.name] = pair_metrics(pair, first, second, matches) | {
                 "descriptor_map": None if method.own_matcher else pair_map(pair, first, second),
                 "inference_ms": took,
             }
             if pair is shown:
-                shown_results[method.name] = (first, second, matches)
+                shown_results[method.name] = result
     if shown is None:
         raise ValueError(f"no usable pair in {folder}: {'; '.join(skipped)}")
-    protocol = {
-        "max_keypoints": most,
-        "size": list(size) if size else "native",
-        "seeded": seeded,
-        "ransac_px": RANSAC_PX,
-        "skipped": skipped,
-    }
-    metrics = {
-        "scenes": usable,
-        "protocol": protocol,
-        "methods": {name: summary(METRICS, r) for name, r in rows.items()},
-    }
+    protocol = pair_protocol(most, size, seeded, skipped, ransac_px=RANSAC_PX)
+    metrics = pair_metrics_file(usable, METRICS, rows, protocol)
     return HomographyEvaluation(metrics, subjects, shown, shown_results)

@@ -48,8 +48,8 @@ def homography_report(evaluation: HomographyEvaluation) -> Page:
         "Corner error of the estimated homography at most 1, 3 and 5 px.",
     )
     page.heading(f"Matches of {evaluation.shown.name}")
-    for name, (first, second, matches) in evaluation.shown_results.items():
-        left, right = first.xy[matches[:, 0]], second.xy[matches[:, 1]]
+    for name, result in evaluation.shown_results.items():
+        left, right = result.places()
         off = np.linalg.norm(warp(left, evaluation.shown.matrix) - right, axis=1)
         correct = (off <= REPEAT_TOLERANCE).astype(float)
         pair = evaluation.shown

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from rich.progress import track
 
+from kp_training.evaluation.image_pairs import (
+    PairResult,
+    load_usable,
+    pair_metrics_file,
+    pair_protocol,
+    run_method,
+)
 from kp_training.evaluation.layouts import find_scenes
-from kp_training.evaluation.method import Found, Method, Published
+from kp_training.evaluation.method import Method, Published
 from kp_training.evaluation.methods import make_method
 from kp_training.evaluation.metrics import (
     METRICS,
@@ -23,19 +29,9 @@ from kp_training.evaluation.metrics import (
     scene_metrics,
     stereo_metrics,
 )
-from kp_training.evaluation.results import seed_everything, summary
 from kp_training.evaluation.scenes import Scene, load_scene
 
 STEPS = 5  # points of the curves over the number of keypoints, each half of the next
-
-
-class SceneResult(NamedTuple):
-    """What a method found in one scene; `matches` (M, 2) are indices, unconstrained."""
-
-    left: Found
-    right: Found
-    matches: np.ndarray
-    published: Published
 
 
 @dataclass
@@ -49,26 +45,28 @@ class MethodResults:
     errors: dict[str, np.ndarray] = field(default_factory=dict)
     stereo_errors: dict[str, np.ndarray] = field(default_factory=dict)
     curves: dict[int, dict[str, dict[str, Value]]] = field(default_factory=dict)
-    shown: SceneResult | None = None
+    shown: tuple[PairResult, Published] | None = None
 
-    def add(self, scene: Scene, result: SceneResult, took: float, counts: Sequence[int]) -> None:
+    def add(
+        self, scene: Scene, result: PairResult, published: Published, counts: Sequence[int]
+    ) -> None:
         """Measure a scene's result."""
         name, method = scene.name, self.method
         own_matches = result.matches if method.own_matcher else None
         self.rows[name] = {
-            **scene_metrics(scene, result.left, result.right, own_matches),
-            **stereo_metrics(*result.published, scene.disparity),
-            "inference_ms": took,
+            **scene_metrics(scene, result.first, result.second, own_matches),
+            **stereo_metrics(*published, scene.disparity),
+            "inference_ms": result.milliseconds,
         }
-        rows_apart, error = match_errors(scene.disparity, *_places(*result[:3]))
+        rows_apart, error = match_errors(scene.disparity, *result.places())
         self.errors[name] = error[np.isfinite(error) & (rows_apart <= ROW_TOLERANCE)]
-        left_xy, disparity = result.published
+        left_xy, disparity = published
         error = disparity - at_pixels(scene.disparity, left_xy)
         self.stereo_errors[name] = error[np.isfinite(error)]
         for count in counts:
-            left, right = result.left.strongest(count), result.right.strongest(count)
-            places = _places(left, right, method.match(left, right))
-            self.curves.setdefault(count, {})[name] = match_metrics(scene, *places)
+            left, right = result.first.strongest(count), result.second.strongest(count)
+            among = PairResult(left, right, method.match(left, right), result.milliseconds)
+            self.curves.setdefault(count, {})[name] = match_metrics(scene, *among.places())
 
 
 @dataclass
@@ -116,12 +114,7 @@ def evaluate_middlebury(
     scenes: dict[str, tuple[int, int, str]] = {}
     precise: list[str] = []
     shown = None
-    for files in track(found, "scenes"):
-        try:
-            scene = load_scene(files, size)
-        except ValueError as error:
-            skipped.append(f"{files.name}: {error}")
-            continue
+    for files, scene in load_usable(found, partial(load_scene, size=size), skipped, "scenes"):
         height, width = scene.left.shape
         scenes[scene.name] = (width, height, scene.release)
         if files.truth.suffix == ".pfm":
@@ -130,42 +123,26 @@ def evaluate_middlebury(
         chosen = scene.name == show if show else first
         if chosen:
             shown = scene
+        images = scene.left, scene.right
         for of_method in results.values():
-            if seeded:
-                seed_everything()
-            result, took = run_method(of_method.method, scene)
-            of_method.add(scene, result, took, counts)
+            result = run_method(of_method.method, images, seeded)
+            published = of_method.method.publish(images, result.first, result.second)
+            of_method.add(scene, result, published, counts)
             if chosen:
-                of_method.shown = result
+                of_method.shown = result, published
     if not scenes:
         raise ValueError(f"no usable scene in {folder}: {'; '.join(skipped)}")
     if shown is None:
         raise ValueError(f"the scene to show, {show}, cannot be used: {'; '.join(skipped)}")
-    own = [name for name, of_method in results.items() if of_method.method.own_matcher]
-    protocol = {
-        "max_keypoints": most,
-        "size": list(size) if size else "native",
-        "seeded": seeded,
-        "matching": "mutual nearest neighbours, but the method's own matcher of: "
-        + (", ".join(own) or "none"),
-        "skipped": skipped,
-    }
-    metrics = {
-        "scenes": list(scenes),
-        "protocol": protocol,
-        "methods": {name: summary(METRICS, r.rows) for name, r in results.items()},
-    }
+    protocol = pair_protocol(most, size, seeded, skipped, matching=_matching(results))
+    rows = {name: of_method.rows for name, of_method in results.items()}
+    metrics = pair_metrics_file(scenes, METRICS, rows, protocol)
     return Evaluation(metrics, scenes, results, precise or list(scenes), shown)
 
 
-def run_method(method: Method, scene: Scene) -> tuple[SceneResult, float]:
-    """A method's results on a scene, and the milliseconds that detection took on one image."""
-    images = scene.left, scene.right
-    left, right, took = method.detect_timed(images)
-    matches = method.match(left, right)
-    return SceneResult(left, right, matches, method.publish(images, left, right)), took
-
-
-def _places(left: Found, right: Found, matches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where matches (M, 2) are in the left and in the right image, (M, 2) each."""
-    return left.xy[matches[:, 0]], right.xy[matches[:, 1]]
+def _matching(results: dict[str, MethodResults]) -> str:
+    """How the methods were matched, for the protocol."""
+    own = [name for name, of_method in results.items() if of_method.method.own_matcher]
+    return "mutual nearest neighbours, but the method's own matcher of: " + (
+        ", ".join(own) or "none"
+    )

@@ -164,7 +164,7 @@ def _pictures(page: Page, evaluation: Evaluation) -> None:
     page.heading(f"Pictures of {scene.name}")
     networks = [r for r in evaluation.results.values() if isinstance(r.method, NetworkMethod)]
     for of_method in networks[:1]:
-        network, found = of_method.method, of_method.shown
+        network, (found, _) = of_method.method, of_method.shown
         heat, _ = network.dense(scene.left)
         page.heading(f"What {network.name} predicts", 3)
         page.figure(
@@ -172,24 +172,23 @@ def _pictures(page: Page, evaluation: Evaluation) -> None:
             "Predicted keypoint heatmap; its scale is not linear, or only the peaks would show.",
         )
         page.heading("Predicted keypoints against SIFT's labels", 3)
-        page.figure(*figures.labels_figure(scene.left, found.left.xy))
+        page.figure(*figures.labels_figure(scene.left, found.first.xy))
         page.heading("True and false positives", 3)
-        page.figure(*figures.positives_figure(scene, found.left.xy, found.right.xy))
+        page.figure(*figures.positives_figure(scene, found.first.xy, found.second.xy))
         page.heading("One descriptor against the image", 3)
         _, dense = network.dense(scene.right)
-        page.figure(*figures.similarity_figure(scene, *found.left, dense))
+        page.figure(*figures.similarity_figure(scene, *found.first, dense))
     page.heading("Stereo matches", 3)
     page.text(
         f"Right ones green, wrong ones red, grey without ground truth; at most about "
         f"{figures.LINES} of each picture's matches are drawn."
     )
     for name, of_method in evaluation.results.items():
-        found = of_method.shown
-        left, right = found.left.xy[found.matches[:, 0]], found.right.xy[found.matches[:, 1]]
+        left, right = of_method.shown[0].places()
         words = f"{name}: matches without epipolar help."
         page.figure(_matches(scene, left, right, f"{name}, unconstrained"), words)
     for name, of_method in evaluation.results.items():
-        left, disparity = of_method.shown.published
+        left, disparity = of_method.shown[1]
         right = left - np.column_stack([disparity, np.zeros(len(left))])
         words = f"{name}: as the front end publishes them, drawn at the refined disparity."
         page.figure(_matches(scene, left, right, f"{name}, within limits"), words)

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kp_training.evaluation.page import Page
+from kp_training.evaluation.results import command_line
 
 
 def odometry_rows(result: dict) -> list[dict]:
@@ -26,14 +27,14 @@ def odometry_rows(result: dict) -> list[dict]:
     ]
 
 
-def write_odometry_report(result: dict, command: str, path: Path) -> None:
-    """Write the page of an odometry."""
+def odometry_report(result: dict) -> Page:
+    """The page of `kp evaluate odometry`."""
     sequence, protocol = result["sequence"], result["protocol"]
     page = Page(
         "Stereo odometry",
         f"{Path(sequence['path']).name}: {sequence['frames']} frames, {sequence['metres']:.1f} m",
     )
-    page.code(command)
+    page.code(command_line())
     lengths = ", ".join(f"{length:g}" for length in protocol["lengths_m"])
     page.heading("In short")
     least = dict.fromkeys(("drift, %", "rotation, deg/m", "ATE, m"), "min")
@@ -67,7 +68,7 @@ def write_odometry_report(result: dict, command: str, path: Path) -> None:
     page.items([*lines, *sequence["left_out"]] or ["nothing: every frame's motion was found"])
     page.heading("Protocol")
     page.items([f"{name}: {value}" for name, value in protocol.items()])
-    page.write(path)
+    return page
 
 
 def _trajectories(result: dict) -> Figure:
