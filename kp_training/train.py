@@ -13,11 +13,14 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
@@ -31,7 +34,7 @@ from kp_training.data import PairDataset, micro_batches
 from kp_training.grow import grow
 from kp_training.labels import Labels, label_folder, load_labels
 from kp_training.objective import losses
-from kp_training.parallel import join
+from kp_training.parallel import Process, join
 from kp_training.report import fingerprint, fingerprint_file, write_report
 from kp_training.runlog import RunLog
 from kp_training.splits import split_images
@@ -71,17 +74,188 @@ def train(
         FloatingPointError: the loss is not finite or explodes; the last good checkpoint is kept.
     """
     process = join(device)
-    device = process.device
-    micros, rest = divmod(config.batch // config.micro, process.world)
-    if rest:
-        raise ValueError(
-            f"{process.world} processes cannot share {config.batch // config.micro} micro-batches; "
-            f"set micro_batch so that they can"
-        )
     torch.manual_seed(config.seed)
     torch.backends.cudnn.benchmark = True  # shapes seldom change
-    network = _network(config, start).to(device, memory_format=torch.channels_last)
+    network = _network(config, start).to(process.device, memory_format=torch.channels_last)
     out.mkdir(parents=True, exist_ok=True)
+    labels, training, held_out = _data(config, images, out, labels_file, process)
+    epoch = math.ceil(len(training) / config.batch)  # steps of one pass over the images
+    steps = config.epochs * epoch or config.steps
+    validate_every = epoch if config.epochs else config.validate_every
+
+    run = Run(config, process, out, steps, network)
+    run.resume(fingerprint(labels), None if start is None else fingerprint_file(start))
+    batches = _batches(run, labels, training, workers)
+    validator = Validator(config, labels, held_out, process.device, middlebury)
+    with RunLog(out, steps, run.progress["step"], quiet=not process.first) as log:
+        while run.progress["step"] < steps and not run.patience_is_out():
+            run.step(batches, log)
+            step = run.progress["step"]
+            if step % validate_every == 0 or step == steps:
+                better = run.validate(validator, log)
+                if process.first:
+                    keep = config.keep_every and step % (config.keep_every * validate_every) == 0
+                    run.save(better, bool(keep))
+    if process.first:
+        write_report(out, config, labels, (training, held_out), run.progress, process)
+    process.wait()
+    return out / "best.safetensors"
+
+
+class Run:
+    """What changes from step to step: the network, its average, the optimiser, the progress."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        process: Process,
+        out: Path,
+        steps: int,
+        network: KeypointNetwork,
+    ) -> None:
+        self.micros, rest = divmod(config.batch // config.micro, process.world)
+        if rest:
+            raise ValueError(
+                f"{process.world} processes cannot share {config.batch // config.micro} "
+                "micro-batches; set micro_batch so that they can"
+            )
+        self.config, self.process, self.out, self.network = config, process, out, network
+        self.steps = steps
+        self.ema = AveragedModel(
+            network, multi_avg_fn=partial(_average, config.ema), use_buffers=True
+        )
+        self.optimizer = _optimizer(network, config)
+        self.scheduler = _scheduler(self.optimizer, config, steps)
+        self.progress: dict[str, Any] = {
+            "step": 0,
+            "best": math.inf,
+            "since_best": 0,
+            "usual": None,
+            "seconds": 0.0,
+            "waited": 0.0,
+            "images": 0,
+        }
+        self.bf16 = native_bf16(process.device)
+
+    def resume(self, data: str, start: str | None) -> None:
+        """Go on from the checkpoint in the run's folder, if there is one.
+
+        Args:
+            data: fingerprint of the labels.
+            start: fingerprint of the weights that the run starts from.
+
+        Raises:
+            ValueError: the checkpoint is of another network, recipe, labels or start.
+        """
+        # Through JSON, as a checkpoint stores it: tuples become lists.
+        config = json.loads(json.dumps(asdict(self.config)))
+        self.progress |= {"config": config, "data": data, "start": start}
+        path = self.out / "last.safetensors"
+        if path.is_file():
+            try:
+                stored = load_checkpoint(
+                    path, self.ema, self.network, self.optimizer, self.scheduler
+                )
+            except RuntimeError as error:  # pages of tensors whose sizes differ
+                raise ValueError(
+                    f"{self.out} holds a run of another network; choose another folder"
+                ) from error
+            for name, what in (
+                ("config", "with another recipe"),
+                ("data", "on other images or labels"),
+                ("start", "from other weights"),
+            ):
+                if stored[name] != self.progress[name]:
+                    raise ValueError(f"{self.out} holds a run {what}; choose another folder")
+            self.progress |= stored
+        self.model = self.process.wrap(self.network)
+
+    def step(self, batches: Iterator[dict[str, Tensor]], log: RunLog) -> None:
+        """One step of the optimiser on this process's micro-batches.
+
+        Raises:
+            FloatingPointError: see `_check`.
+        """
+        config, process, progress = self.config, self.process, self.progress
+        begin = time.perf_counter()
+        self.network.train()
+        sums, waited = self._gradients(batches)
+        row = process.mean({k: v.item() for k, v in sums.items()})
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        _check(row["loss"], float(norm), progress, config.explosion, self.out)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if isinstance(self.scheduler, LambdaLR):
+            self.scheduler.step()
+        self.ema.update_parameters(self.network)
+        usual = progress["usual"]
+        progress["usual"] = row["loss"] if usual is None else 0.98 * usual + 0.02 * row["loss"]
+        progress["step"] += 1
+        progress["seconds"] += time.perf_counter() - begin
+        progress["waited"] += waited
+        progress["images"] += 2 * config.batch
+        took = time.perf_counter() - begin
+        log.step(progress["step"], row, 2 * config.batch, took, waited, LOG_EVERY)
+
+    def _gradients(self, batches: Iterator[dict[str, Tensor]]) -> tuple[dict[str, Tensor], float]:
+        """Add up the gradients of a step; returns mean losses and the seconds waited for data."""
+        process, micros = self.process, self.micros
+        waited, sums = 0.0, {}
+        for micro in range(micros):
+            asked = time.perf_counter()
+            batch = {k: v.to(process.device, non_blocking=True) for k, v in next(batches).items()}
+            waited += time.perf_counter() - asked
+            # So that a resumed run, and several processes, draw the same numbers.
+            place = (self.progress["step"] * micros + micro) * process.world + process.rank
+            torch.manual_seed(self.config.seed * 1_000_003 + place)
+            last = micro == micros - 1
+            with nullcontext() if last or process.world == 1 else self.model.no_sync():
+                loss, parts = losses(self.model, batch, self.config, self.bf16)
+                (loss / micros).backward()
+            _add(sums, {"loss": loss, **parts}, micros)
+        return sums, waited
+
+    def validate(self, validator: Validator, log: RunLog) -> bool:
+        """Measure the averaged network; returns whether it is the best so far."""
+        progress = self.progress
+        found = validator(self.ema.module) if self.process.first else {"loss": 0.0}
+        loss = self.process.from_first(found["loss"])
+        _check(loss, 0.0, progress, math.inf, self.out)
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(loss)
+        better = loss < progress["best"]
+        progress["since_best"] = 0 if better else progress["since_best"] + 1
+        progress["best"] = min(loss, progress["best"])
+        if self.process.first:
+            rate = self.optimizer.param_groups[0]["lr"]
+            log.validation(progress["step"], {**found, "rate": rate})
+        return better
+
+    def save(self, better: bool, keep: bool) -> None:
+        """Write the checkpoint; the weights too if they are the best, or to be kept."""
+        step = self.progress["step"]
+        kept = [self.out / "best.safetensors"] if better else []
+        if keep:
+            kept.append(self.out / f"step_{step:06}.safetensors")
+        for path in kept:
+            header = {"config": json.dumps(asdict(self.config)), "step": str(step)}
+            save_network(self.ema.module, path, header)
+        path = self.out / "last.safetensors"
+        state = self.ema, self.network, self.optimizer, self.scheduler
+        save_checkpoint(path, *state, self.progress)
+
+    def patience_is_out(self) -> bool:
+        """Whether the validation loss has not fallen for as long as the recipe allows."""
+        return 0 < self.config.patience <= self.progress["since_best"]
+
+
+def _data(
+    config: TrainConfig, images: Path, out: Path, labels_file: Path | None, process: Process
+) -> tuple[Labels, np.ndarray, np.ndarray]:
+    """The labels, and which of their images are for training and for validation.
+
+    The first process makes what is missing; the others then find it.
+    """
     if process.first:
         labels = load_labels(images, labels_file) if labels_file else _labels(images, out)
         training, held_out = split_images(labels, config.seed, out / "split.json")
@@ -89,99 +263,24 @@ def train(
     if not process.first:
         labels = load_labels(images, labels_file or out / "labels.npz")
         training, held_out = split_images(labels, config.seed, out / "split.json")
-    epoch = math.ceil(len(training) / config.batch)  # steps of one pass over the images
-    steps = config.epochs * epoch or config.steps
-    validate_every = epoch if config.epochs else config.validate_every
+    return labels, training, held_out
 
-    ema = AveragedModel(network, multi_avg_fn=partial(_average, config.ema), use_buffers=True)
-    optimizer = _optimizer(network, config)
-    scheduler = _scheduler(optimizer, config, steps)
-    progress = {"step": 0, "best": math.inf, "since_best": 0, "usual": None}
-    progress |= {"seconds": 0.0, "waited": 0.0, "images": 0, "config": asdict(config)}
-    progress["data"] = fingerprint(labels)
-    progress["start"] = None if start is None else fingerprint_file(start)
-    if (out / "last.safetensors").is_file():
-        try:
-            stored = load_checkpoint(out / "last.safetensors", ema, network, optimizer, scheduler)
-        except RuntimeError as error:  # pages of tensors whose sizes differ
-            raise ValueError(
-                f"{out} holds a run of another network; choose another folder"
-            ) from error
-        # Through JSON, as it was stored: tuples come back as lists.
-        if stored["config"] != json.loads(json.dumps(asdict(config))):
-            raise ValueError(f"{out} holds a run with another recipe; choose another folder")
-        if stored["data"] != progress["data"]:
-            raise ValueError(f"{out} holds a run on other images or labels; choose another folder")
-        if stored["start"] != progress["start"]:
-            raise ValueError(f"{out} holds a run from other weights; choose another folder")
-        progress |= stored
-    model = process.wrap(network)
-    bf16 = native_bf16(device)
+
+def _batches(
+    run: Run, labels: Labels, training: np.ndarray, workers: int
+) -> Iterator[dict[str, Tensor]]:
+    """The micro-batches that this process has still to do, in order."""
+    config, process, steps = run.config, run.process, run.steps
     data = PairDataset(labels, training, steps * config.batch, config.seed, config.views)
-    places = micro_batches(config, progress["step"], steps, process.rank, process.world)
-    loader = DataLoader(
-        data, batch_sampler=list(places), num_workers=workers, persistent_workers=workers > 0
+    places = micro_batches(config, run.progress["step"], steps, process.rank, process.world)
+    return iter(
+        DataLoader(
+            data,
+            batch_sampler=list(places),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
     )
-    batches = iter(loader)
-    validator = Validator(config, labels, held_out, device, middlebury)
-
-    with RunLog(out, steps, progress["step"], quiet=not process.first) as log:
-        while progress["step"] < steps and not _patience_is_out(progress, config):
-            step, begin, waited, sums = progress["step"], time.perf_counter(), 0.0, {}
-            network.train()
-            for micro in range(micros):
-                asked = time.perf_counter()
-                batch = {k: v.to(device, non_blocking=True) for k, v in next(batches).items()}
-                waited += time.perf_counter() - asked
-                # So that a resumed run, and several processes, draw the same numbers.
-                place = (step * micros + micro) * process.world + process.rank
-                torch.manual_seed(config.seed * 1_000_003 + place)
-                last = micro == micros - 1
-                with nullcontext() if last or process.world == 1 else model.no_sync():
-                    loss, parts = losses(model, batch, config, bf16)
-                    (loss / micros).backward()
-                _add(sums, {"loss": loss, **parts}, micros)
-            row = process.mean({k: v.item() for k, v in sums.items()})
-            norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            _check(row["loss"], float(norm), progress, config.explosion, out)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if isinstance(scheduler, LambdaLR):
-                scheduler.step()
-            ema.update_parameters(network)
-            usual = progress["usual"]
-            progress["usual"] = row["loss"] if usual is None else 0.98 * usual + 0.02 * row["loss"]
-            progress["step"] = step = step + 1
-            progress["seconds"] += time.perf_counter() - begin
-            progress["waited"] += waited
-            progress["images"] += 2 * config.batch
-            log.step(step, row, 2 * config.batch, time.perf_counter() - begin, waited, LOG_EVERY)
-
-            if step % validate_every == 0 or step == steps:
-                found = validator(ema.module) if process.first else {"loss": 0.0}
-                loss = process.from_first(found["loss"])
-                _check(loss, 0.0, progress, math.inf, out)
-                if isinstance(scheduler, ReduceLROnPlateau):
-                    scheduler.step(loss)
-                better = loss < progress["best"]
-                progress["since_best"] = 0 if better else progress["since_best"] + 1
-                progress["best"] = min(loss, progress["best"])
-                if not process.first:
-                    continue
-                log.validation(step, {**found, "rate": optimizer.param_groups[0]["lr"]})
-                kept = [out / "best.safetensors"] if better else []
-                if config.keep_every and step % (config.keep_every * validate_every) == 0:
-                    kept.append(out / f"step_{step:06}.safetensors")
-                for path in kept:
-                    header = {"config": json.dumps(asdict(config)), "step": str(step)}
-                    save_network(ema.module, path, header)
-                save_checkpoint(
-                    out / "last.safetensors", ema, network, optimizer, scheduler, progress
-                )
-    if process.first:
-        write_report(out, config, labels, (training, held_out), progress, process)
-    process.wait()
-    return out / "best.safetensors"
 
 
 def _labels(images: Path, out: Path) -> Labels:
@@ -232,10 +331,6 @@ def _average(decay: float, averaged: list[Tensor], current: list[Tensor], count:
 def _add(sums: dict[str, Tensor], parts: dict[str, Tensor], count: int) -> None:
     for name, value in parts.items():
         sums[name] = sums.get(name, 0.0) + value.detach() / count
-
-
-def _patience_is_out(progress: dict, config: TrainConfig) -> bool:
-    return 0 < config.patience <= progress["since_best"]
 
 
 def _check(loss: float, norm: float, progress: dict, explosion: float, out: Path) -> None:
