@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -12,7 +12,20 @@ import numpy.typing as npt
 # Distortion models of camera_info by the OpenCV functions that know them.
 PINHOLE_MODELS = ("plumb_bob", "rational_polynomial")
 FISHEYE_MODELS = ("equidistant", "fisheye")
-PINHOLE_COEFFICIENTS, FISHEYE_COEFFICIENTS = (0, 4, 5, 8, 12, 14), (0, 4)
+# Other names of the same models: no name at all (as ROS's parser of calibration files takes it),
+# Kalibr's, EuRoC's and librealsense's. Spaces and hyphens count as underscores.
+SAME_MODELS = {
+    "": "plumb_bob",
+    "none": "plumb_bob",
+    "pinhole": "plumb_bob",
+    "radtan": "plumb_bob",
+    "radial_tangential": "plumb_bob",
+    "brown_conrady": "plumb_bob",
+    "kannala_brandt": "equidistant",
+    "kannala_brandt4": "equidistant",
+}
+PINHOLE_COEFFICIENTS, FISHEYE_COEFFICIENTS = (4, 5, 8, 12, 14), (4,)
+PLAUSIBLE_BASELINE = (0.001, 5.0)  # metres: from endoscopes to the widest rigs on vehicles
 
 # A map from raw to rectified pixels has a node every MAP_STEP raw pixels, the first one MAP_MARGIN
 # pixels left of and above the image. Between the nodes it is linear.
@@ -41,15 +54,23 @@ class StereoCalibration:
     def __post_init__(self) -> None:
         values = (self.fx, self.fy, self.cx, self.cy, self.baseline, self.offset)
         if not all(math.isfinite(v) for v in values):
-            raise ValueError(f"calibration is not finite: {self}")
-        if min(self.fx, self.fy, self.baseline) <= 0:
-            raise ValueError(f"focal lengths and baseline must be positive: {self}")
+            raise ValueError("the projection matrices are not finite")
+        if min(self.fx, self.fy) <= 0:
+            raise ValueError("the focal lengths must be positive")
+        if self.baseline <= 0:
+            raise ValueError(f"the baseline must be positive, it is {self.baseline:g} m")
 
     @classmethod
-    def from_projections(cls, left: npt.ArrayLike, right: npt.ArrayLike) -> StereoCalibration:
+    def from_projections(
+        cls, left: npt.ArrayLike, right: npt.ArrayLike, baseline: float | None = None
+    ) -> StereoCalibration:
         """From the 3x4 projection matrices (or their 12 numbers) of both rectified cameras.
 
-        As ROS defines them: right[0, 3] = -fx * baseline.
+        ROS defines P[3] = -fx * Tx, Tx the position of the camera on the x axis that both share. So
+        the baseline is the difference of both, whichever camera the axis starts from.
+
+        Args:
+            baseline: metres, in place of what the matrices say; None or 0 to take theirs.
 
         Raises:
             ValueError: not 12 finite numbers each, no positive focal length and baseline (all
@@ -60,7 +81,7 @@ class StereoCalibration:
         if p_left.size != 12 or p_right.size != 12:
             raise ValueError("a projection matrix has 12 numbers")
         fx = float(p_left[0])
-        if fx <= 0 or p_right[0] <= 0:
+        if not fx > 0 or not p_right[0] > 0:
             raise ValueError(
                 "the projection matrix has no focal length: the camera is not calibrated"
             )
@@ -74,9 +95,19 @@ class StereoCalibration:
             fy=float(p_left[5]),
             cx=float(p_left[2]),
             cy=float(p_left[6]),
-            baseline=float(p_left[3] / fx - p_right[3] / p_right[0]),
+            baseline=float(baseline) if baseline else _baseline(p_left, p_right),
             offset=float(p_left[2] - p_right[2]),
         )
+
+    def doubt(self) -> str | None:
+        """Why the baseline is implausible, in one sentence; None if it is plausible."""
+        shortest, longest = PLAUSIBLE_BASELINE
+        if shortest <= self.baseline <= longest:
+            return None
+        why = "P[3] is probably not in metres times pixels"
+        if self.baseline > longest:
+            why = f"P[3] is probably in millimetres ({self.baseline:g} mm)"
+        return f"a baseline of {self.baseline:g} m is implausible, and so is every depth: {why}"
 
     def disparity(self, depth: float) -> float:
         """Disparity in pixels of a point at a depth in metres (0 < depth <= inf)."""
@@ -101,12 +132,129 @@ class StereoCalibration:
         return np.column_stack([x, y, z]).astype(np.float32)
 
 
+def _baseline(left: np.ndarray, right: np.ndarray) -> float:
+    """Metres between two cameras by their projection matrices (12,).
+
+    Raises:
+        ValueError: it is not positive.
+    """
+    baseline = float(left[3] / left[0] - right[3] / right[0])
+    remedy = "give it in metres (parameter `baseline`, option --baseline)"
+    if baseline == 0:
+        which = "is 0" if right[3] == 0 else f"is {right[3]:g} as in the left camera's"
+        raise ValueError(
+            f"P[3] of the right camera {which}, so the baseline is 0 and nothing has a depth: "
+            f"{remedy}"
+        )
+    if baseline < 0:
+        raise ValueError(
+            f"the baseline is negative ({baseline:g} m; P[3] is {left[3]:g} left and {right[3]:g} "
+            f"right): either left and right are swapped, or the sign of P[3] is wrong; {remedy}"
+        )
+    return baseline
+
+
+def distortion(model: str, coefficients: npt.ArrayLike) -> tuple[str, tuple[float, ...]]:
+    """A distortion model as OpenCV's functions take it, from what drivers and files say.
+
+    Other names of a model become ROS's name. Zeros at the end are dropped or added, so that the
+    number of coefficients is one that OpenCV knows; that changes nothing of the model.
+
+    Args:
+        model: name, may be empty.
+        coefficients: any number of them, any shape.
+
+    Returns:
+        One of `PINHOLE_MODELS` and `FISHEYE_MODELS`, and the coefficients.
+
+    Raises:
+        ValueError: a model that is not known, or too many coefficients for it.
+    """
+    name = "_".join(model.lower().replace("-", " ").replace("_", " ").split())
+    name = SAME_MODELS.get(name, name)
+    known = PINHOLE_MODELS + FISHEYE_MODELS
+    if name not in known:
+        raise ValueError(f"distortion model {model!r} is not known; known are {', '.join(known)}")
+    values = np.asarray(coefficients, np.float64).reshape(-1)
+    if not np.isfinite(values).all():
+        raise ValueError("the distortion coefficients are not finite")
+    used = int(np.flatnonzero(values)[-1]) + 1 if values.any() else 0
+    counts = FISHEYE_COEFFICIENTS if name in FISHEYE_MODELS else PINHOLE_COEFFICIENTS
+    if used > counts[-1]:
+        raise ValueError(f"{name} has {counts[-1]} coefficients at most, here are {used}")
+    count = next(n for n in counts if n >= used)
+    result = np.zeros(count)
+    result[:used] = values[:used]
+    return name, tuple(map(float, result))
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of the sensor that an image shows: `roi` and `binning` of camera_info.
+
+    x, y, width, height in pixels of the full resolution; a width or height of 0 is the whole
+    sensor, a binning of 0 is none.
+    """
+
+    x: int = 0
+    y: int = 0
+    width: int = 0
+    height: int = 0
+    binning_x: int = 0
+    binning_y: int = 0
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of the image, from those of the sensor."""
+        return (
+            (self.width or width) // max(1, self.binning_x),
+            (self.height or height) // max(1, self.binning_y),
+        )
+
+    def of(self, matrix: np.ndarray) -> np.ndarray:
+        """K (3, 3) or P (3, 4) of the sensor for the image, as ROS's image_geometry has it."""
+        moved = np.array(matrix, np.float64)
+        moved[:2, 2] -= self.x, self.y
+        moved[:2] /= np.array([[max(1, self.binning_x)], [max(1, self.binning_y)]])
+        return moved
+
+
+WHOLE = Window()  # images of the whole sensor, not binned
+
+
+def image_matrices(
+    k: np.ndarray, p: np.ndarray, sensor: tuple[int, int], window: Window, image: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """K (3, 3) and P (3, 4) for the image as it comes.
+
+    An image of the sensor's size is taken as it is, even where camera_info names a binning or a
+    region: the calibration was made for this size.
+
+    Args:
+        sensor: width and height that the calibration is for; (0, 0) if unknown.
+        image: width and height.
+
+    Raises:
+        ValueError: the calibration is for images of another size.
+    """
+    if image == sensor or sensor == (0, 0):
+        return k, p
+    expected = window.size(*sensor)
+    if image == expected:
+        return window.of(k), window.of(p)
+    sizes = "{}x{}".format(*sensor)
+    if expected != sensor:
+        sizes += ", with its region and binning for {}x{}".format(*expected)
+    raise ValueError("the calibration is for {}, the image has {}x{}".format(sizes, *image))
+
+
 @dataclass(frozen=True)
 class Camera:
     """One camera of a stereo rig as its camera_info describes it.
 
     `k` (9 numbers) and `d` are the raw camera's matrix and distortion, `r` (9) its rotation into
-    the rectified frame, `p` (12) the projection matrix after that.
+    the rectified frame, `p` (12) the projection matrix after that. `width`, `height` are the size
+    that these are for, `window` is the part of it that images show (see `for_image`). `model` and
+    `d` are brought into OpenCV's terms by `distortion`.
 
     Raises:
         ValueError: a distortion model that is not known, or numbers that are no calibration.
@@ -119,25 +267,33 @@ class Camera:
     d: tuple[float, ...]
     r: tuple[float, ...]
     p: tuple[float, ...]
+    window: Window = WHOLE
 
     def __post_init__(self) -> None:
-        if self.model not in PINHOLE_MODELS + FISHEYE_MODELS:
-            raise ValueError(
-                f"distortion model {self.model!r} is not known: "
-                f"{', '.join(PINHOLE_MODELS + FISHEYE_MODELS)} are"
-            )
-        counts = FISHEYE_COEFFICIENTS if self.fisheye else PINHOLE_COEFFICIENTS
-        if len(self.d) not in counts:
-            raise ValueError(f"{self.model} with {len(self.d)} coefficients, may have {counts}")
+        model, d = distortion(self.model, self.d)
+        object.__setattr__(self, "model", model)
+        object.__setattr__(self, "d", d)
         if (len(self.k), len(self.r), len(self.p)) != (9, 9, 12):
             raise ValueError("k, r and p must have 9, 9 and 12 numbers")
-        if not np.isfinite([*self.k, *self.d, *self.r, *self.p]).all():
+        if not np.isfinite([*self.k, *self.r, *self.p]).all():
             raise ValueError("the calibration is not finite")
         if min(self.k[0], self.k[4], self.p[0], self.p[5]) <= 0:
             raise ValueError("the camera has no focal length: it is not calibrated")
         rotation = np.reshape(self.r, (3, 3))
         if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3):
             raise ValueError("r is no rotation: the camera is not calibrated for rectification")
+
+    def for_image(self, width: int, height: int) -> Camera:
+        """The camera of images of this size, with K and P for the pixels of the image.
+
+        Raises:
+            ValueError: it is for images of another size.
+        """
+        k, p = np.reshape(self.k, (3, 3)), np.reshape(self.p, (3, 4))
+        size = (self.width, self.height)
+        k, p = image_matrices(k, p, size, self.window, (width, height))
+        k, p = (tuple(map(float, matrix.ravel())) for matrix in (k, p))
+        return replace(self, width=width, height=height, k=k, p=p, window=WHOLE)
 
     @property
     def fisheye(self) -> bool:
@@ -146,7 +302,7 @@ class Camera:
 
     def _matrices(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         k, r = np.reshape(self.k, (3, 3)), np.reshape(self.r, (3, 3))
-        return k, np.array(self.d or (0.0,) * 4), r, np.reshape(self.p, (3, 4))[:, :3]
+        return k, np.array(self.d), r, np.reshape(self.p, (3, 4))[:, :3]
 
     def rectify(self, xy: np.ndarray) -> np.ndarray:
         """Raw pixels (N, 2) to rectified ones (N, 2), NaN where there is no such point."""
@@ -202,15 +358,23 @@ class RawStereoCalibration(StereoCalibration):
     height: int = 0
 
     @classmethod
-    def from_cameras(cls, left: Camera, right: Camera) -> RawStereoCalibration:
+    def from_cameras(
+        cls, left: Camera, right: Camera, baseline: float | None = None
+    ) -> RawStereoCalibration:
         """Make the maps; takes a while (0.1 s for 640x480).
+
+        Args:
+            baseline: metres, in place of what the cameras' projection matrices say.
 
         Raises:
             ValueError: cameras of different sizes, or no baseline between them.
         """
         if (left.width, left.height) != (right.width, right.height):
-            raise ValueError("the cameras' images have different sizes")
-        rectified = StereoCalibration.from_projections(left.p, right.p)
+            raise ValueError(
+                f"the left camera is for {left.width}x{left.height}, the right one for "
+                f"{right.width}x{right.height}: both must have one size"
+            )
+        rectified = StereoCalibration.from_projections(left.p, right.p, baseline)
         maps = np.stack([left.map(), right.map()])
         return cls(**asdict(rectified), maps=maps, width=left.width, height=left.height)
 

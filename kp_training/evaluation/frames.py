@@ -9,8 +9,16 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from kp_frontend.calibration import (
+    FISHEYE_MODELS,
+    WHOLE,
+    RawStereoCalibration,
+    StereoCalibration,
+    Window,
+    distortion,
+    image_matrices,
+)
 from kp_frontend.calibration import Camera as Lens
-from kp_frontend.calibration import RawStereoCalibration, StereoCalibration
 
 # Its tables take a while to make, and cameras seldom change.
 _raw_calibration = lru_cache(maxsize=4)(RawStereoCalibration.from_cameras)
@@ -21,7 +29,8 @@ class Camera:
     """One camera of a rig, as ROS's camera_info describes it.
 
     `k` (3, 3) intrinsics of the raw image, `d` (n,) its distortion, `r` (3, 3) rectifying
-    rotation, `p` (3, 4) projection of the rectified image. All zero: not calibrated.
+    rotation, `p` (3, 4) projection of the rectified image. All zero: not calibrated. `width` and
+    `height` are the size that these are for, `window` the part of it that images show.
     """
 
     width: int
@@ -31,6 +40,7 @@ class Camera:
     r: np.ndarray
     p: np.ndarray
     model: str = "plumb_bob"
+    window: Window = WHOLE
 
     @classmethod
     def rectified(cls, width: int, height: int, p: np.ndarray) -> Camera:
@@ -48,6 +58,17 @@ class Camera:
         """Whether the raw image differs from the rectified one."""
         return bool(self.d.any()) or not np.allclose(self.k, self.p[:, :3])
 
+    def for_image(self, image: np.ndarray) -> Camera:
+        """The camera of an image (H, W), with K and P for its pixels.
+
+        Raises:
+            ValueError: it is for images of another size.
+        """
+        height, width = image.shape
+        sensor = (self.width, self.height)
+        k, p = image_matrices(self.k, self.p, sensor, self.window, (width, height))
+        return replace(self, width=width, height=height, k=k, p=p, window=WHOLE)
+
     def lens(self) -> Lens:
         """The same as the front end takes it for raw images.
 
@@ -63,18 +84,15 @@ class Camera:
         Raises:
             ValueError: a distortion model that is not known, or no calibration.
         """
-        size = (self.width, self.height)
         if not self.p[0, 0] > 0 or not self.k[0, 0] > 0:
             raise ValueError("raw images without a calibration cannot be rectified")
-        if image.shape[::-1] != size:
-            raise ValueError(f"camera_info is for {size}, the image is {image.shape[::-1]}")
-        if self.model in ("equidistant", "fisheye"):
-            make, d = cv2.fisheye.initUndistortRectifyMap, self.d[:4]
-        elif self.model in ("plumb_bob", "rational_polynomial"):
-            make, d = cv2.initUndistortRectifyMap, self.d
-        else:
-            raise ValueError(f"images with distortion model {self.model!r} cannot be rectified")
-        maps = make(self.k, d, self.r, self.p[:, :3], size, cv2.CV_32FC1)
+        camera = self.for_image(image)
+        model, d = distortion(self.model, self.d)
+        library = cv2.fisheye if model in FISHEYE_MODELS else cv2
+        size = (camera.width, camera.height)
+        maps = library.initUndistortRectifyMap(
+            camera.k, np.array(d), camera.r, camera.p[:, :3], size, cv2.CV_32FC1
+        )
         return cv2.remap(image, *maps, cv2.INTER_LINEAR)
 
 
@@ -85,7 +103,8 @@ class StereoFrame:
     `stamp` nanoseconds; `left`, `right` (H, W) uint8; `disparity` (H, W) float32 true disparity of
     the left image, NaN where unknown; `pose` (4, 4) true pose of the left camera (the rectified one
     where `cameras` rectify) in the world, z forward; `camera` names the rig: frames of another one
-    are no continuation; `raw`: the images are not rectified.
+    are no continuation; `raw`: the images are not rectified; `baseline` metres, in place of what
+    the cameras' projections say.
     """
 
     stamp: int
@@ -96,6 +115,7 @@ class StereoFrame:
     pose: np.ndarray | None = None
     camera: str = ""
     raw: bool = False
+    baseline: float | None = None
 
     def calibration(self) -> StereoCalibration | None:
         """Of the pair, for the front end; None where it is not calibrated.
@@ -106,15 +126,11 @@ class StereoFrame:
         """
         if self.cameras is None or not self.cameras[0].p.any():
             return None
-        for camera in self.cameras:
-            size = (camera.width, camera.height)
-            if size not in ((0, 0), self.left.shape[::-1]):
-                raise ValueError(
-                    f"camera_info is for {size}, the images are {self.left.shape[::-1]}"
-                )
+        images = (self.left, self.right)
+        cameras = [c.for_image(i) for c, i in zip(self.cameras, images, strict=True)]
         if self.raw:
-            return _raw_calibration(*(camera.lens() for camera in self.cameras))
-        return StereoCalibration.from_projections(self.cameras[0].p, self.cameras[1].p)
+            return _raw_calibration(*(camera.lens() for camera in cameras), self.baseline)
+        return StereoCalibration.from_projections(cameras[0].p, cameras[1].p, self.baseline)
 
     def rectified(self) -> StereoFrame:
         """The pair with its images rectified, where they are raw.
@@ -127,8 +143,9 @@ class StereoFrame:
         if self.cameras is None:
             raise ValueError("raw images without camera_info cannot be rectified")
         images = (c.rectify(i) for c, i in zip(self.cameras, (self.left, self.right), strict=True))
-        cameras = tuple(Camera.rectified(c.width, c.height, c.p) for c in self.cameras)
         left, right = images
+        shown = (c.for_image(left) for c in self.cameras)
+        cameras = tuple(Camera.rectified(c.width, c.height, c.p) for c in shown)
         return replace(self, left=left, right=right, cameras=cameras, raw=False)
 
 

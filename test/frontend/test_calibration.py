@@ -12,7 +12,14 @@ import pytest
 import torch
 import yaml
 
-from kp_frontend.calibration import Camera, RawStereoCalibration, StereoCalibration
+from kp_frontend.calibration import (
+    Camera,
+    RawStereoCalibration,
+    StereoCalibration,
+    Window,
+    distortion,
+    image_matrices,
+)
 from kp_frontend.config import FrontendConfig
 from kp_frontend.frontend import StereoFrontend
 from kp_frontend.rectification import rectify
@@ -88,6 +95,90 @@ def test_what_is_no_stereo_rig_is_refused(left, right):
         StereoCalibration.from_projections(left, right)
 
 
+def projection(tx: float) -> list[float]:
+    return [700, 0, 320, tx, 0, 710, 240, 0, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "words"),
+    [
+        (0.0, 0.0, r"P\[3\] of the right camera is 0, so the baseline is 0"),
+        (-70.0, -70.0, r"P\[3\] of the right camera is -70 as in the left camera's"),
+        (0.0, 70.0, r"negative \(-0.1 m; P\[3\] is 0 left and 70 right\): .* swapped"),
+        (-70.0, 0.0, r"negative .* swapped"),
+    ],
+)
+def test_a_baseline_that_is_not_positive_is_explained_and_can_be_given(left, right, words):
+    matrices = projection(left), projection(right)
+    with pytest.raises(ValueError, match=f"{words}.*--baseline"):
+        StereoCalibration.from_projections(*matrices)
+    given = StereoCalibration.from_projections(*matrices, baseline=0.12)
+    assert given.baseline == 0.12 and given.points(np.zeros((1, 2)), np.array([8.4]))[0, 2] == 10
+
+
+def test_the_axis_may_start_anywhere():
+    """P[3] of the left camera: a rig whose common frame is not the left camera's."""
+    rig = StereoCalibration.from_projections(projection(14.0), projection(-56.0))
+    assert rig.baseline == pytest.approx(0.1)
+    assert rig.doubt() is None
+
+
+def test_a_projection_in_millimetres_is_doubted():
+    rig = StereoCalibration.from_projections(projection(0), projection(-700.0 * 62))
+    assert rig.baseline == pytest.approx(62)
+    assert "in millimetres (62 mm)" in rig.doubt()
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "expected"),
+    [
+        ("equidistant", (-0.002, 0.038, -0.036, 0.006, 0.0), (-0.002, 0.038, -0.036, 0.006)),
+        ("equidistant", (0.1, 0.2), (0.1, 0.2, 0, 0)),
+        ("plumb_bob", (0.1, 0.2, 0.0, 0.0, 0.0, 0.0), (0.1, 0.2, 0, 0)),
+        ("plumb_bob", (0.1, 0.2, 0.0, 0.0, 0.3, 0.0, 0.0, 0.0), (0.1, 0.2, 0, 0, 0.3)),
+        ("rational_polynomial", (*[0.1] * 8, *[0.0] * 6), (0.1,) * 8),
+        ("rational_polynomial", (*[0.1] * 6, 0.0), (*[0.1] * 6, 0, 0)),
+        ("", (0.1, 0.2, 0.3, 0.4), (0.1, 0.2, 0.3, 0.4)),
+        ("plumb_bob", (), (0, 0, 0, 0)),
+    ],
+)
+def test_zeros_at_the_end_of_the_coefficients_do_not_matter(model, given, expected):
+    assert distortion(model, given) == (model or "plumb_bob", expected)
+
+
+@pytest.mark.parametrize("name", ["radtan", "Brown Conrady", "radial-tangential", "pinhole", ""])
+def test_models_go_by_several_names(name):
+    assert distortion(name, [0.1] * 5)[0] == "plumb_bob"
+    assert distortion("Kannala Brandt4", [0.1] * 4)[0] == "equidistant"
+
+
+def test_a_window_of_the_sensor_moves_and_scales_the_matrices():
+    """A point is seen by the image where it is seen by the sensor, moved and binned."""
+    whole = dataclasses.replace(
+        camera("plumb_bob", MODELS["plumb_bob"]), window=Window(100, 60, 320, 240, 2, 2)
+    )
+    part = whole.for_image(160, 120)
+    places = np.array([[200.0, 100.0], [300.0, 200.0], [399.0, 270.0]])
+    raw = whole.unrectify(places)
+    move = lambda xy: (xy - [100, 60]) / 2  # noqa: E731
+    np.testing.assert_allclose(part.unrectify(move(places)), move(raw), atol=1e-9)
+    assert part.window == Window() and (part.width, part.height) == (160, 120)
+    # An image of the whole sensor needs nothing; one that fits neither is refused.
+    assert whole.for_image(640, 480).k == whole.k
+    with pytest.raises(ValueError, match="for 640x480, with its region and binning for 160x120, "):
+        whole.for_image(320, 240)
+    with pytest.raises(ValueError, match=r"for 640x480, the image has 320x240$"):
+        dataclasses.replace(whole, window=Window()).for_image(320, 240)
+
+
+def test_binning_keeps_depth():
+    matrices = np.reshape(projection(0), (3, 4)), np.reshape(projection(-70.0), (3, 4))
+    window = Window(binning_x=2, binning_y=2)
+    halves = [image_matrices(p[:, :3], p, (640, 480), window, (320, 240))[1] for p in matrices]
+    rig = StereoCalibration.from_projections(*halves)
+    assert (rig.fx, rig.cx, rig.baseline) == (350, 160, pytest.approx(0.1))
+
+
 def test_points_are_rectified_as_opencv_does_on_a_real_rig(euroc):
     """Against the map by which OpenCV warps images, which goes the other way."""
     cameras, _ = euroc
@@ -159,7 +250,8 @@ def test_what_lies_beside_a_fisheye_has_no_rectified_place():
     ("changes", "words"),
     [
         ({"model": "omnidirectional"}, "distortion model 'omnidirectional' is not known"),
-        ({"d": (0.1, 0.2, 0.3)}, "3 coefficients"),
+        ({"d": (0.1,) * 15}, "14 coefficients at most, here are 15"),
+        ({"model": "equidistant", "d": (0.1,) * 5}, "4 coefficients at most, here are 5"),
         ({"d": (math.nan,) * 5}, "not finite"),
         ({"k": (0.0,) * 9}, "no focal length"),
         ({"r": (0.0,) * 9}, "r is no rotation"),
