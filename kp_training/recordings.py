@@ -66,7 +66,7 @@ def extract_images(bag: Path, topic: str | None, cache: Path, every: int) -> Pat
         for frame in cache.glob("frame_*.png"):  # of a call that was interrupted
             frame.unlink()
     broken = written = 0
-    with Bag(bag, ros1=True) as recording:
+    with Bag(bag) as recording:
         topics = recording.of_type(*IMAGE_TYPES)
         if topic is None and len(topics) == 1:
             topic = topics[0]

@@ -135,7 +135,7 @@ def _finish(out: Path, metrics: dict, page: Page, table: Table, lines: list[str]
         console = Console(width=240)
     console.print(table)
     for line in (*lines, *(f"written: {out / file}" for file in ("metrics.json", "report.html"))):
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def _topics(arguments: argparse.Namespace) -> StereoTopics:
@@ -220,7 +220,7 @@ def _add_bag(kinds: argparse._SubParsersAction) -> None:
         "evaluate bag drive.mcap --left /left/image_rect --right /right/image_rect --out out",
         _bag,
     )
-    bag.add_argument("bag", type=Path, help="rosbag2 folder, .mcap or .db3 file")
+    bag.add_argument("bag", type=Path, help="folder, .mcap, .db3 or ROS 1 .bag file")
     _add_camera(bag)
     bag.add_argument(
         "--gt", dest="disparity", metavar="T",

@@ -23,8 +23,9 @@ def _make(arguments: argparse.Namespace) -> None:
     counts = write_bag(sequence, arguments.out, arguments.storage)
     console = Console()
     for reason in sequence.left_out:
-        console.print(f"left out: {reason}")
-    console.print(f"{sum(counts.values())} messages written: {arguments.out}", soft_wrap=True)
+        console.print(f"left out: {reason}", soft_wrap=True, markup=False)
+    written = f"{sum(counts.values())} messages written: {arguments.out}"
+    console.print(written, soft_wrap=True, markup=False)
     _print_topics(arguments.out)
 
 
@@ -35,22 +36,28 @@ def _info(arguments: argparse.Namespace) -> None:
 def _print_topics(path: Path, file: Path | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from kp_training.evaluation.bags.reader import Bag
 
+    console = Console()
     with Bag(path) as bag:
-        table = Table(title=f"{path}: {bag.duration:.3f} s, {bag.count} messages")
+        table = Table(title=Text(f"{path}: {bag.duration:.3f} s, {bag.count} messages"))
         for name in ("topic", "type", "messages", "Hz", "offered"):
             table.add_column(name, overflow="fold")
         topics = []
         for topic in bag.topics.values():
             hertz = (topic.count - 1) / bag.duration if topic.count > 1 and bag.duration else None
             shown = "" if hertz is None else f"{hertz:.2f}"
-            table.add_row(topic.name, topic.type, str(topic.count), shown, topic.reliability)
+            kind = topic.type if topic.readable else f"{topic.type} ({topic.encoding})".strip()
+            cells = (topic.name, kind, str(topic.count), shown, topic.reliability)
+            table.add_row(*map(Text, cells))
             topics.append(vars(topic) | {"hz": hertz})
         report = {"path": str(path), "seconds": bag.duration, "start_ns": bag.start,
-                  "messages": bag.count, "topics": topics}  # fmt: skip
-    Console().print(table)
+                  "messages": bag.count, "topics": topics, "notes": bag.notes}  # fmt: skip
+    console.print(table)
+    for note in report["notes"]:
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
     if file:
         file.write_text(json.dumps(report, indent=1) + "\n")
 
@@ -82,5 +89,5 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     info = add_command(
         kinds, "info", "topics, types, counts and rates of a bag", "bag info drive.mcap", _info
     )
-    info.add_argument("bag", type=Path, help="rosbag2 folder, .mcap or .db3 file")
+    info.add_argument("bag", type=Path, help="folder, .mcap, .db3 or ROS 1 .bag file")
     info.add_argument("--json", type=Path, help="file to write the same to")

@@ -200,6 +200,7 @@ def _result(
             "path": str(bag.path),
             "seconds": bag.duration,
             "topics": {what: topic for what, topic in asdict(topics).items() if topic},
+            "notes": bag.notes,
         },
         "pairs": {
             "processed": {method: len(run.rows) for method, run in runs.items()},

@@ -1,26 +1,26 @@
-"""Rosbag2 files: stereo sequences written as bags, bags of any stereo camera read.
+"""Bags of ROS 1 and ROS 2 read as far as they go; what is missing is noted.
 
-`rosbags` reads and writes them, so nothing of ROS runs here; messages are its plain objects.
+Nothing of ROS runs here; messages are the plain objects that `rosbags` makes of serialised bytes.
 """
 
 from __future__ import annotations
 
 import shutil
-import sqlite3
 import struct
-import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
-import yaml
 import zstandard
-from rosbags.highlevel import AnyReader, AnyReaderError
-from rosbags.interfaces import Connection
-from rosbags.rosbag2 import ReaderError
-from rosbags.rosbag2.storage_mcap import MCAPFile
+from rosbags.typesys import TypesysError, get_types_from_idl, get_types_from_msg
+from rosbags.typesys.store import Typestore
 
 from kp_frontend.ros.environment import typestore
+from kp_training.evaluation.bags.files import METADATA, ZSTD_MAGIC, find_files, open_file
+from kp_training.evaluation.bags.storage import READABLE, Channel, StorageError, StorageFile
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
@@ -29,10 +29,11 @@ DISPARITY = "stereo_msgs/msg/DisparityImage"
 POSE = "geometry_msgs/msg/PoseStamped"
 FEATURES = "kp_msgs/msg/StereoFeatures"
 
-# What a broken file makes the readers of MCAP, sqlite3, their compression and CDR raise.
+PARSED = ("ros2msg", "ros2idl")
+# What a broken message or definition makes rosbags raise.
 BROKEN = (
-    AnyReaderError, ReaderError, sqlite3.Error, zstandard.ZstdError, yaml.YAMLError, struct.error,
-    AssertionError, IndexError, KeyError, TypeError, ValueError, RuntimeError, OSError, EOFError,
+    TypesysError, struct.error, zstandard.ZstdError, AssertionError, LookupError, TypeError,
+    ValueError, AttributeError, OverflowError, MemoryError, RuntimeError,
 )  # fmt: skip
 
 
@@ -41,108 +42,158 @@ class Topic:
     """A topic of a bag."""
 
     name: str
-    type: str
+    type: str  # empty if the bag does not say
     count: int
     reliability: str  # as it was offered, "unknown" where the bag does not say
+    encoding: str = "cdr"  # of its messages
+
+    @property
+    def readable(self) -> bool:
+        """Whether its messages are serialised by ROS."""
+        return self.encoding in READABLE
+
+
+_own_types = lru_cache(maxsize=1)(typestore)  # making one takes longer than opening a bag
+
+
+@lru_cache(maxsize=64)
+def _parsed(kind: str, form: str, text: str) -> Typestore:
+    """The types in the definition of a message type."""
+    store = Typestore()
+    store.register(
+        get_types_from_msg(text, kind) if form == "ros2msg" else get_types_from_idl(text)
+    )
+    return store
 
 
 class Bag:
-    """An open bag: a rosbag2 folder, or a plain .mcap or .db3 file. A context manager.
+    """An open bag: a folder of ROS 2, a .mcap or .db3 file, a ROS 1 .bag. A context manager.
 
-    Args:
-        ros1: take ROS 1's .bag files too; their serialised messages are not CDR.
+    `notes` says what of the bag cannot be read, and what is unusual about it; reading adds to it.
 
     Raises:
-        ValueError: it is missing or cannot be read; here, or later where a file is cut.
+        ValueError: it is missing, or nothing of it can be read.
     """
 
-    def __init__(self, path: Path, ros1: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._ros1 = ros1
-        self._scratch: tempfile.TemporaryDirectory | None = None
+        self.notes: list[str] = []
+        self._stores: dict[str, Typestore] = {}
+        self._own = _own_types()
+        self._files: list[StorageFile] = []
         if not path.exists():
             raise ValueError(f"{path} does not exist")
-        try:
-            self._reader = AnyReader([self._folder()], default_typestore=typestore())
-            self._reader.open()
-        except BROKEN as error:
-            self._clean()
-            raise self._broken(error) from error
+        with ExitStack() as stack:
+            try:
+                found = find_files(path, self._note)
+                reasons = self._open(found.paths, stack)
+            except (StorageError, OSError) as error:
+                raise ValueError(f"{path} cannot be read as a bag: {error}") from error
+            if not self._files:
+                raise ValueError(f"{path} cannot be read as a bag: {'; '.join(reasons)}")
+            self._stack = stack.pop_all()
+        for reason in reasons:
+            self._note(f"a file is left out: {reason}")
+        self._channels: dict[str, list[Channel]] = {}
+        for file in self._files:
+            for channel in file.channels:
+                self._channels.setdefault(channel.topic, []).append(channel)
+        self.topics = {name: self._topic(name) for name in sorted(self._channels)}
+        self._expected = Counter({name: t.count for name, t in self.topics.items()}) | found.counts
 
-    def _folder(self) -> Path:
-        """A rosbag2 folder with what is to be read."""
-        if self.path.is_dir():
-            if not (self.path / "metadata.yaml").is_file():
-                raise ReaderError("the folder has no metadata.yaml")
-            for file in self.path.glob("*.db3"):
-                _check_length(file)
-            return self.path
-        if self._ros1 and self.path.suffix == ".bag":
-            return self.path
-        readers = {".mcap": _mcap_topics, ".db3": _sqlite_topics}
-        if self.path.suffix not in readers:
-            raise ReaderError("a bag is a folder with metadata.yaml, a .mcap or a .db3 file")
-        information = readers[self.path.suffix](self.path)
-        self._scratch = tempfile.TemporaryDirectory(prefix="kp_bag_")
-        folder = Path(self._scratch.name)
-        (folder / self.path.name).symlink_to(self.path.resolve())
-        information["relative_file_paths"] = [self.path.name]
-        text = yaml.safe_dump({"rosbag2_bagfile_information": information})
-        (folder / "metadata.yaml").write_text(text)
-        return folder
+    def _open(self, paths: list[Path], stack: ExitStack) -> list[str]:
+        """Open all files; why some cannot be."""
+        reasons = []
+        for path in paths:
+            try:
+                self._files.append(open_file(path, self._note, stack))
+            except (StorageError, OSError) as error:
+                reasons.append(str(error))
+        return reasons
 
-    def _broken(self, error: Exception) -> ValueError:
-        reason = str(error) or type(error).__name__
-        return ValueError(f"{self.path} cannot be read as a bag: {' '.join(reason.split())}")
-
-    def _clean(self) -> None:
-        if self._scratch is not None:
-            self._scratch.cleanup()
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
 
     def __enter__(self) -> Bag:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._reader.close()
-        self._clean()
+        self._stack.close()
 
-    @property
-    def topics(self) -> dict[str, Topic]:
-        """All topics by name, sorted."""
-        found = sorted(self._reader.connections, key=lambda c: c.topic)
-        return {c.topic: Topic(c.topic, c.msgtype, c.msgcount, _reliability(c)) for c in found}
+    def _topic(self, name: str) -> Topic:
+        """A topic by its channels; of several types the one with the most messages is read."""
+        channels = self._channels[name]
+        counts: Counter[tuple[bool, str]] = Counter()
+        for channel in channels:
+            counts[channel.encoding in READABLE, channel.type] += channel.count
+        readable, kind = max(counts, key=lambda key: (key[0], counts[key]))
+        same = [c for c in channels if (c.encoding in READABLE, c.type) == (readable, kind)]
+        offered = (c.reliability for c in same if c.reliability != "unknown")
+        count = counts[readable, kind]
+        return Topic(name, kind, count, next(offered, "unknown"), same[0].encoding)
 
     @property
     def duration(self) -> float:
         """Seconds from the first message to the last."""
-        return max(0, self._reader.duration - 1) / 1e9
+        times = [(f.start, f.end) for f in self._files if f.end]
+        return (max(e for _, e in times) - min(s for s, _ in times)) / 1e9 if times else 0.0
 
     @property
     def start(self) -> int:
         """When the first message was recorded, nanoseconds."""
-        return self._reader.start_time
+        return min((f.start for f in self._files if f.end), default=0)
 
     @property
     def count(self) -> int:
         """Number of messages."""
-        return self._reader.message_count
+        return sum(topic.count for topic in self.topics.values())
 
     def messages(self, topics: Iterable[str]) -> Iterator[tuple[str, int, bytes]]:
-        """Messages of some topics in the order of recording: topic, nanoseconds, serialised.
+        """Messages of some topics in the order of recording: topic, nanoseconds, serialised (CDR).
 
-        Raises:
-            ValueError: the file is broken.
+        At the end the number of messages is compared with what the bag says of itself; what is
+        missing is noted.
         """
-        wanted = set(topics)
-        messages = self._reader.messages([c for c in self._reader.connections if c.topic in wanted])
-        while wanted:
-            try:
-                connection, time, raw = next(messages)
-            except StopIteration:
-                return
-            except BROKEN as error:
-                raise self._broken(error) from error
-            yield connection.topic, time, raw
+        wanted = [self.topics[name] for name in dict.fromkeys(topics) if name in self.topics]
+        channels = {c for topic in wanted for c in self._read_channels(topic)}
+        seen: Counter[str] = Counter()
+        for file in self._files:
+            for channel, time, raw in file.messages([c for c in file.channels if c in channels]):
+                seen[channel.topic] += 1
+                try:
+                    message = self._as_cdr(channel, raw)
+                except BROKEN as error:
+                    self._note(f"a message of {channel.topic} cannot be decoded: {error}")
+                    continue
+                yield channel.topic, time, message
+        for topic in wanted:
+            expected = self._expected[topic.name]
+            if (missing := expected - seen[topic.name]) > 0:
+                self._note(f"{missing} of {expected} messages of {topic.name} are missing")
+
+    def _read_channels(self, topic: Topic) -> list[Channel]:
+        """The channels of a topic that are read; those of another type are noted."""
+        channels = self._channels[topic.name]
+        read = [c for c in channels if c.type == topic.type and c.encoding in READABLE]
+        for other in channels:
+            if other not in read:
+                self._note(
+                    f"{topic.name} also has {other.count} messages of type "
+                    f"{other.type or 'unknown'} ({other.encoding}), which are left out"
+                )
+        return read
+
+    def _as_cdr(self, channel: Channel, raw: bytes) -> bytes:
+        """A message as ROS 2 serialises it, not compressed."""
+        if raw.startswith(ZSTD_MAGIC):
+            unpacker = zstandard.ZstdDecompressor().decompressobj()
+            raw = unpacker.decompress(raw)
+            if not unpacker.eof:
+                raise ValueError("its compressed data is cut")
+        if channel.encoding == "ros1":
+            raw = bytes(self._own.ros1_to_cdr(raw, channel.type))
+        return raw
 
     def read(self, topic: str, raw: bytes) -> object:
         """The message in serialised bytes of a topic.
@@ -151,10 +202,41 @@ class Bag:
             ValueError: they are no such message.
         """
         kind = self.topics[topic].type
+        if kind not in self._stores:
+            self._stores[kind] = self._store(self.topics[topic])
         try:
-            return self._reader.deserialize(raw, kind)
-        except (*BROKEN, UnicodeError) as error:
-            raise ValueError(f"a message of {topic} is no {kind}: {error}") from error
+            return self._stores[kind].deserialize_cdr(raw, kind)
+        except BROKEN as error:
+            reason = str(error) or "its length does not fit"
+            raise ValueError(f"a message of {topic} is no {kind}: {reason}") from error
+
+    def _store(self, topic: Topic) -> Typestore:
+        """The definition of a topic's type: the bag's own, else that of ROS 2 Jazzy or ours.
+
+        Raises:
+            ValueError: there is none, or the bag's own lacks fields that are needed.
+        """
+        ours = self._own.fielddefs.get(topic.type)
+        channels = self._read_channels(topic)
+        texts = {(c.definition_format, c.definition) for c in channels if c.encoding == "cdr"}
+        for form, text in sorted(texts):
+            if form not in PARSED or not text.strip():
+                continue
+            try:
+                store = _parsed(topic.type, form, text)
+                fields = {name for name, _ in store.fielddefs[topic.type][1]}
+            except BROKEN as error:
+                self._note(f"the definition of {topic.type} in the bag cannot be parsed: {error}")
+                continue
+            if ours and (lacking := [name for name, _ in ours[1] if name not in fields]):
+                raise ValueError(
+                    f"the definition of {topic.type} in the bag has no {', '.join(lacking)}: it "
+                    "was recorded with another version"
+                )
+            return store
+        if ours is None:
+            raise ValueError(f"the bag has no definition of {topic.type} that can be parsed")
+        return self._own
 
     def require(self, topic: str, *types: str) -> Topic:
         """A topic by name.
@@ -162,23 +244,26 @@ class Bag:
         Raises:
             ValueError: it is not there (the words list those that are), or of another type.
         """
-        topics = self.topics
-        if topic not in topics:
+        if topic not in self.topics:
             raise ValueError(f"{self.path} has no topic {topic}; it has {self.listing()}")
-        if topics[topic].type not in types:
+        found = self.topics[topic]
+        if found.type not in types:
             raise ValueError(
-                f"{topic} is {topics[topic].type}, not {' or '.join(types)}; "
+                f"{topic} is {found.type or 'of no type'}, not {' or '.join(types)}; "
                 f"{self.path} has {self.listing()}"
             )
-        return topics[topic]
+        if not found.readable:
+            raise ValueError(f"the messages of {topic} are {found.encoding}, not CDR")
+        return found
 
     def of_type(self, *types: str) -> list[str]:
-        """Names of the topics of some types."""
-        return [topic.name for topic in self.topics.values() if topic.type in types]
+        """Names of the topics of some types that can be read."""
+        return [t.name for t in self.topics.values() if t.type in types and t.readable]
 
     def listing(self) -> str:
-        """Its topics for a message to the user."""
-        return ", ".join(f"{t.name} ({t.type})" for t in self.topics.values()) or "no topics"
+        """Its topics, and what is missing, for a message to the user."""
+        named = (f"{t.name} ({t.type or t.encoding})" for t in self.topics.values())
+        return "; ".join([", ".join(named) or "no topics", *self.notes])
 
 
 def stamp_of(raw: bytes) -> int:
@@ -206,86 +291,6 @@ def remove_bag(path: Path) -> None:
     """
     if not path.exists():
         return
-    if not (path / "metadata.yaml").is_file():
+    if not (path / METADATA).is_file():
         raise ValueError(f"{path} exists and is no bag's folder: remove it, or choose another name")
     shutil.rmtree(path)
-
-
-def _reliability(connection: Connection) -> str:
-    profiles = getattr(connection.ext, "offered_qos_profiles", None)  # ROS 1 has none
-    return profiles[0].reliability.name.lower() if profiles else "unknown"
-
-
-def _information(storage: str, start: int, end: int, topics: list[tuple[str, str, int]]) -> dict:
-    """What metadata.yaml would say of a file."""
-    return {
-        "version": 8,
-        "storage_identifier": storage,
-        "duration": {"nanoseconds": end - start},
-        "starting_time": {"nanoseconds_since_epoch": start},
-        "message_count": sum(count for _, _, count in topics),
-        "compression_format": "",
-        "compression_mode": "",
-        "topics_with_message_count": [
-            {
-                "topic_metadata": {
-                    "name": name,
-                    "type": kind,
-                    "serialization_format": "cdr",
-                    "offered_qos_profiles": "",
-                },
-                "message_count": count,
-            }
-            for name, kind, count in topics
-        ],
-    }
-
-
-def _mcap_topics(path: Path) -> dict:
-    file = MCAPFile(path)
-    try:
-        file.open()
-        if not file.channels:  # written without an index
-            file.meta_scan()
-        if file.statistics is None:
-            raise ReaderError("it has no statistics record: mend it with `mcap recover`")
-        counts = dict.fromkeys(file.channels, 0)
-        counts |= dict(struct.iter_unpack("<HQ", file.statistics.channel_message_counts))
-        start, end = file.statistics.start_time, file.statistics.end_time
-        topics = [(c.topic, c.schema, counts[key]) for key, c in file.channels.items()]
-    finally:
-        if file.bio:
-            file.close()
-    return _information("mcap", start, end, topics)
-
-
-def _check_length(path: Path) -> None:
-    """Sqlite itself does not notice that the end of a file is missing until it reads there.
-
-    Raises:
-        ReaderError: the file is shorter than its header says.
-    """
-    with path.open("rb") as file:
-        header = file.read(100)
-    if len(header) < 100:
-        raise ReaderError(f"{path.name} has no sqlite header")
-    (page,) = struct.unpack_from(">H", header, 16)
-    (pages,) = struct.unpack_from(">I", header, 28)
-    if path.stat().st_size < pages * (65536 if page == 1 else page):
-        raise ReaderError(f"{path.name} is cut")
-
-
-def _sqlite_topics(path: Path) -> dict:
-    _check_length(path)
-    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-    try:
-        topics = connection.execute(
-            "SELECT name, type, (SELECT COUNT(*) FROM messages WHERE topic_id = topics.id) "
-            "FROM topics"
-        ).fetchall()
-        start, end = connection.execute(
-            "SELECT COALESCE(MIN(timestamp), 0), COALESCE(MAX(timestamp), 0) FROM messages"
-        ).fetchone()
-    finally:
-        connection.close()
-    return _information("sqlite3", start, end, topics)

@@ -63,7 +63,7 @@ def mean_rows(methods: Mapping[str, dict]) -> list[dict]:
 
 def accounting(result: dict) -> list[str]:
     """Where all images ended, in words."""
-    pairs, lines = result["pairs"], []
+    pairs, lines = result["pairs"], [f"note: {note}" for note in result["bag"]["notes"]]
     if "images" in pairs:
         lines.append(
             f"{pairs['images']['left']} left and {pairs['images']['right']} right images: "

@@ -184,6 +184,7 @@ class StereoBag:
                 f"{self.bag.path}: none of {len(left)} images of {t.left} and {len(right)} of "
                 f"{t.right} have stamps that are equal"
                 + (f" within {self.slop} s" if self.slop else "; allow for a difference (--slop)")
+                + "".join(f"; {note}" for note in self.bag.notes)
             )
 
     def frames(self) -> Iterator[StereoFrame]:

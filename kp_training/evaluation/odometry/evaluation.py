@@ -10,6 +10,7 @@ import numpy as np
 from rich.progress import track
 
 from kp_frontend.config import FrontendConfig
+from kp_training.evaluation.bags.files import is_bag
 from kp_training.evaluation.bags.reader import Bag
 from kp_training.evaluation.bags.stereo import StereoBag, StereoTopics, choose_topics
 from kp_training.evaluation.frames import StereoFrame
@@ -35,7 +36,7 @@ def posed_frames(
             else:
                 yield frame
 
-    if path.is_dir() and not (path / "metadata.yaml").is_file():
+    if not is_bag(path):
         sequence = open_sequence(guess_layout(path), path)
         frames = (frame.rectified() for frame in sequence.frames)
         yield with_pose(frames, sequence.left_out), sequence.length, sequence.left_out

@@ -1,0 +1,57 @@
+"""What the storage formats of bags have in common: channels, and records that may be cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+READABLE = ("cdr", "ros1")  # encodings of messages that can be read; others are listed only
+
+
+class StorageError(ValueError):
+    """Nothing of a file can be read, and why."""
+
+
+@dataclass(eq=False)
+class Channel:
+    """The messages of one publisher in one file; several may have the same topic.
+
+    `type` is the message type as ROS 2 writes it (`sensor_msgs/msg/Image`), empty if the file does
+    not say. `count` is the number of messages by the file's own statistics.
+    """
+
+    topic: str
+    type: str
+    encoding: str
+    definition: str = ""
+    definition_format: str = ""  # ros2msg, ros2idl, or another that is not read
+    reliability: str = "unknown"  # as it was offered
+    count: int = 0
+
+
+class StorageFile(Protocol):
+    """One open file of a bag.
+
+    `start` and `end` are when the first and the last message were recorded, nanoseconds.
+    """
+
+    channels: list[Channel]
+    start: int
+    end: int
+
+    def messages(self, wanted: Collection[Channel]) -> Iterator[tuple[Channel, int, bytes]]:
+        """Messages of some channels: channel, time of recording in nanoseconds, serialised."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+# Opens a file; what it says with `note` is shown to the user.
+Note = Callable[[str], None]
+
+
+def ros2_type(name: str) -> str:
+    """A message type as ROS 2 writes it; ROS 1 leaves `msg` out."""
+    package, slash, kind = name.partition("/")
+    return f"{package}/msg/{kind}" if slash and "/" not in kind else name
