@@ -74,8 +74,9 @@ class CameraInfos:
 
     def _make(self, left: CameraInfo, right: CameraInfo) -> StereoCalibration:
         if self.raw:
-            cameras = (camera_from_info(info) for info in (left, right))
-            return RawStereoCalibration.from_cameras(*cameras)
+            return RawStereoCalibration.from_cameras(
+                camera_from_info(left), camera_from_info(right)
+            )
         return calibration_from_info(left, right)
 
     def _find(self, left: Image, right: Image) -> tuple[CameraInfo, CameraInfo] | None:

@@ -61,7 +61,7 @@ class Figures:
             pairs = list(self._pairs)
         if not pairs:
             return {}
-        found = {
+        found: dict[str, float] = {
             "keypoints": int(np.median([keypoints for _, keypoints, _, _ in pairs])),
             "matches": int(np.median([matches for _, _, matches, _ in pairs])),
             "matches_in_window": sum(matches for _, _, matches, _ in pairs),

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from rclpy._rclpy_pybind11 import RCLError
 from rclpy.node import Node
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header
@@ -18,6 +17,7 @@ from kp_frontend.ros import standins
 from kp_frontend.ros.messages import points_message
 from kp_frontend.ros.newest_wins import NewestWins
 from kp_frontend.ros.parameters import NodeConfig
+from kp_frontend.ros.rclpy_private import RCLError
 from kp_frontend.tools.overlay import draw_matches
 
 standins.put_on_path()

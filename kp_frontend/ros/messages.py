@@ -46,8 +46,8 @@ def camera_from_info(info: CameraInfo) -> Camera:
     whole = whole and (roi.width, roi.height) in ((0, 0), (info.width, info.height))
     if max(info.binning_x, info.binning_y) > 1 or not whole:
         raise ValueError("raw images with binning or a region of interest are not supported")
-    arrays = (tuple(map(float, values)) for values in (info.k, info.d, info.r, info.p))
-    return Camera(info.width, info.height, info.distortion_model, *arrays)
+    k, d, r, p = (tuple(map(float, values)) for values in (info.k, info.d, info.r, info.p))
+    return Camera(info.width, info.height, info.distortion_model, k, d, r, p)
 
 
 def calibration_from_info(left: CameraInfo, right: CameraInfo) -> StereoCalibration:
@@ -107,7 +107,7 @@ def _field(
     """
     if not hasattr(message, name):
         return np.full(count, unknown, kind)
-    values = np.asarray(getattr(message, name), kind)
+    values: np.ndarray = np.asarray(getattr(message, name), kind)
     if len(values) != count:
         raise ValueError(f"{name} has {len(values)} entries for {count} rows")
     return values
@@ -122,28 +122,33 @@ def stereo_features(message: StereoFeaturesMsg) -> StereoFeatures:
         ValueError: its arrays do not fit each other.
     """
     left, right = features_of(message.left), features_of(message.right)
-    rows = [np.asarray(index, np.uint32) for index in (message.left_index, message.right_index)]
-    values = [
+    left_index = np.asarray(message.left_index, np.uint32)
+    right_index = np.asarray(message.right_index, np.uint32)
+    disparity, disparity_sigma, similarity, points = (
         np.asarray(v, np.float32)
         for v in (message.disparity, message.disparity_sigma, message.similarity, message.points)
-    ]
-    count = len(rows[0])
-    fits = [len(v) for v in (*rows, *values)] == [count] * 5 + [3 * count]
-    if not fits or any((r >= len(f)).any() for r, f in zip(rows, (left, right), strict=True)):
+    )
+    count = len(left_index)
+    each = (right_index, disparity, disparity_sigma, similarity)
+    fits = all(len(v) == count for v in each) and len(points) == 3 * count
+    if not fits or (left_index >= len(left)).any() or (right_index >= len(right)).any():
         raise ValueError("the matches of a features message do not fit its keypoints")
     camera = (message.fx, message.fy, message.cx, message.cy, message.baseline)
     return StereoFeatures(
-        message.left.width,
-        message.left.height,
-        left,
-        right,
-        *rows,
-        *values[:3],
-        _field(message, "confidence", np.float32, np.nan, count),
-        values[3].reshape(-1, 3),
-        math.nan,
-        None if np.isnan(camera).any() else StereoCalibration(*camera),
-        dict(zip(message.stage, map(float, message.stage_ms), strict=True)),
+        width=message.left.width,
+        height=message.left.height,
+        left=left,
+        right=right,
+        left_index=left_index,
+        right_index=right_index,
+        disparity=disparity,
+        disparity_sigma=disparity_sigma,
+        similarity=similarity,
+        confidence=_field(message, "confidence", np.float32, np.nan, count),
+        points=points.reshape(-1, 3),
+        row_offset=math.nan,
+        calibration=None if np.isnan(camera).any() else StereoCalibration(*camera),
+        stage_ms=dict(zip(message.stage, map(float, message.stage_ms), strict=True)),
     )
 
 

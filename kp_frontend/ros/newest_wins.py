@@ -49,7 +49,7 @@ class NewestWins(Generic[T]):
         while True:
             with self._news:
                 self._news.wait_for(lambda: self._item is not None or self._stopping)
-                if self._stopping:
+                if self._stopping or self._item is None:
                     return
                 item, self._item = self._item, None
             self._handle(item)

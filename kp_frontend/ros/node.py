@@ -18,11 +18,10 @@ import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from kp_msgs.msg import StereoFeatures as StereoFeaturesMsg
-from rclpy._rclpy_pybind11 import RCLError, RCLInvalidROSArgsError, UnknownROSArgsError
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from sensor_msgs.msg import Image
 
 from kp_frontend.frontend import StereoFrontend
@@ -34,7 +33,12 @@ from kp_frontend.ros.engine import SupervisedEngine
 from kp_frontend.ros.extras import Extras
 from kp_frontend.ros.pair_worker import Pair, PairWorker
 from kp_frontend.ros.parameters import Parameters
-from kp_frontend.ros.stereo_input import SIDES, StereoInput
+from kp_frontend.ros.rclpy_private import (
+    RCLError,
+    SafeLifecycleNode,
+    UnknownROSArgsError,
+)
+from kp_frontend.ros.stereo_input import StereoInput
 
 standins.put_on_path()
 from cv_bridge import CvBridge  # noqa: E402  the real one, or ours where it is missing
@@ -43,12 +47,11 @@ CANNOT_START = (
     ValueError,
     ParameterException,
     RCLError,
-    RCLInvalidROSArgsError,
     UnknownROSArgsError,
 )
 
 
-class StereoNode(LifecycleNode):
+class StereoNode(SafeLifecycleNode):
     """Subscribes to a stereo camera, publishes `~/features` and `/diagnostics`.
 
     Raises:
@@ -104,6 +107,8 @@ class StereoNode(LifecycleNode):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start the stream."""
+        if self.engine is None:
+            return TransitionCallbackReturn.FAILURE
         self._was_active = True
         self.engine.frontend.reset()
         self.figures.clear()
@@ -151,17 +156,6 @@ class StereoNode(LifecycleNode):
         """Back to unconfigured after an error in a transition."""
         return self.on_shutdown(state)
 
-    def _LifecycleNodeMixin__change_state(self, transition_id: int) -> TransitionCallbackReturn:
-        """Refuse a transition that the present state has not.
-
-        rclpy's own method raises then, out of the service's callback, and the node would end.
-        """
-        if transition_id not in [known[0] for known in self._state_machine.available_transitions]:
-            state = self._state_machine.current_state[1]
-            self.get_logger().error(f"transition {transition_id} is not possible while {state}")
-            return TransitionCallbackReturn.FAILURE
-        return super()._LifecycleNodeMixin__change_state(transition_id)
-
     def _stop_stream(self) -> None:
         if self.input is not None:
             self.input.close()
@@ -191,13 +185,14 @@ class StereoNode(LifecycleNode):
     def _on_pair(self, left: Image, right: Image) -> None:
         self._last_pair = time.monotonic()
         try:
-            greys = tuple(self._grey(*pair) for pair in zip(SIDES, (left, right), strict=True))
+            greys = self._grey("left", left), self._grey("right", right)
         except Exception as error:  # cv_bridge has many; whatever a message is, the node goes on
             self.accounts.dropped("bad")
             self._on_bad(f"pair dropped: {error}")
             return
         came, decoded = self._last_pair, time.monotonic()
-        self.worker.put(Pair((left, right), greys, came, decoded, self._era))
+        if self.worker is not None:
+            self.worker.put(Pair((left, right), greys, came, decoded, self._era))
 
     def _grey(self, name: str, image: Image) -> np.ndarray:
         """The image of a message, (H, W) uint8; a view of the message's data if it is mono8."""
@@ -242,8 +237,9 @@ class StereoNode(LifecycleNode):
             health.silent = now - self._last_pair
             health.why_silent = self.input.why_no_pairs()
             health.missing_infos = self.input.missing_infos()
-            health.calibration_problem = self.worker.calibration_problem
             health.raw, health.last_bad = self.infos.raw, self._last_bad
+        if self.worker is not None:
+            health.calibration_problem = self.worker.calibration_problem
         status = self.diagnosis.status(now, self.accounts.snapshot(), self.figures.values(), health)
         message = DiagnosticArray(status=[status])
         message.header.stamp = self.get_clock().now().to_msg()

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from rclpy._rclpy_pybind11 import RCLError
 from rclpy.publisher import Publisher
 from sensor_msgs.msg import Image
 
@@ -22,6 +21,7 @@ from kp_frontend.ros.extras import Extras
 from kp_frontend.ros.messages import stereo_message
 from kp_frontend.ros.newest_wins import NewestWins
 from kp_frontend.ros.parameters import Parameters
+from kp_frontend.ros.rclpy_private import RCLError
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ class PairWorker:
                 self._accounts.dropped("uncalibrated")
                 return
             computed = time.monotonic()
-            headers = [message.header for message in pair.messages]
+            left, right = (message.header for message in pair.messages)
             kind = self._parameters.node.descriptor_type
             self._publisher.publish(
-                stereo_message(result, *headers, self._accounts.pairs_processed, kind)
+                stereo_message(result, left, right, self._accounts.pairs_processed, kind)
             )
         except BadInput as error:
             self._accounts.dropped("bad")
@@ -100,7 +100,7 @@ class PairWorker:
             published = time.monotonic()
             result.stage_ms["publish"] = 1e3 * (published - computed)
             self._figures.add(result, 1e3 * (published - pair.came))
-            self._extras.offer(result, pair.greys[0], headers[0])
+            self._extras.offer(result, pair.greys[0], left)
 
     def _compute(self, pair: Pair, begin: float) -> StereoFeatures | None:
         """The features of a pair, None if it is raw and not calibrated."""

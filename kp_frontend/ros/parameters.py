@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import Field, dataclass, fields, replace
+from typing import Any
 
 from rcl_interfaces.msg import (
     FloatingPointRange,
@@ -81,21 +82,18 @@ class Parameters:
 
     def __init__(self, node: Node, changed: Callable[[], None]) -> None:
         self._changed = changed
-        self.node, self.frontend = (
-            kind(**{f.name: _declare(node, f) for f in fields(kind)}) for kind in CONFIGS
-        )
+        self.node = NodeConfig(**_declared(node, NodeConfig))
+        self.frontend = FrontendConfig(**_declared(node, FrontendConfig))
         node.add_on_set_parameters_callback(self._check)
         node.add_post_set_parameters_callback(self._take)
 
     def _with(self, parameters: list[Parameter]) -> tuple[NodeConfig, FrontendConfig]:
         values = {p.name: p.value for p in parameters}
-        configs = []
-        for config in (self.node, self.frontend):
-            own = {f.name for f in fields(config)}
-            configs.append(replace(config, **{k: v for k, v in values.items() if k in own}))
-        if configs[1].compiled() != self.frontend.compiled():
+        node = replace(self.node, **_own(values, NodeConfig))
+        frontend = replace(self.frontend, **_own(values, FrontendConfig))
+        if frontend.compiled() != self.frontend.compiled():
             raise ValueError("min_margin can go from or to 0 only at a restart")
-        return tuple(configs)
+        return node, frontend
 
     def _check(self, parameters: list[Parameter]) -> SetParametersResult:
         try:
@@ -109,8 +107,17 @@ class Parameters:
         self._changed()
 
 
-def _declare(node: Node, declared: Field) -> bool | int | float | str:
-    return node.declare_parameter(declared.name, declared.default, descriptor(declared)).value
+def _declared(node: Node, kind: type[NodeConfig | FrontendConfig]) -> dict[str, Any]:
+    """Declare a config's settings; their values by name."""
+    return {
+        f.name: node.declare_parameter(f.name, f.default, descriptor(f)).value for f in fields(kind)
+    }
+
+
+def _own(values: dict[str, Any], kind: type[NodeConfig | FrontendConfig]) -> dict[str, Any]:
+    """Those of the values that are settings of a config."""
+    names = {f.name for f in fields(kind)}
+    return {name: value for name, value in values.items() if name in names}
 
 
 def descriptor(declared: Field) -> ParameterDescriptor:
