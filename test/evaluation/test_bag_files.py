@@ -385,3 +385,21 @@ def test_messages_may_be_compressed_one_by_one(messages, tmp_path):
     with Bag(write_mcap(tmp_path / "bad.mcap", broken)) as bag:
         assert list(bag.messages([LEFT])) == []
         assert "cannot be decoded" in bag.notes[0]
+
+
+def test_images_that_cannot_be_read_are_left_out_of_training(frames, messages, tmp_path, capsys):
+    made = _Messages()
+    left = [m for m in messages if m[0] == LEFT]
+    cut, odd = (made.image(made.header(i, "left"), frames[0].left, "mono8") for i in (1, 2))
+    cut.data, odd.encoding = cut.data[:1000], "odd"
+    bad = [(LEFT, IMAGE, i, bytes(STORE.serialize_cdr(m, IMAGE))) for i, m in enumerate((cut, odd))]
+    bad.append((LEFT, IMAGE, 2, left[0][3][:-7]))
+    path = write_mcap(tmp_path / "bag.mcap", [*bad, *left])
+    folder = extract_images(path, None, tmp_path / "images", 1)
+    assert len(list(folder.glob("*.png"))) == COUNT
+    assert "left out, cannot be read: 3 images (recorded at 0.000000000" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="could be read: recorded at"):
+        extract_images(write_mcap(tmp_path / "bad.mcap", bad), None, tmp_path / "none", 1)
+    (folder / "source.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"source\.json is broken"):
+        extract_images(path, None, folder, 1)
