@@ -1,6 +1,6 @@
-"""Everything a run needs to go on after a stop, in one safetensors file, written atomically.
+"""Checkpoints: the full state of a run, to resume it, in one safetensors file, written atomically.
 
-Random numbers need no state: every one is drawn from the seed and its position in the run.
+Random numbers need no state: each one depends only on the seed and its position in the run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def save_checkpoint(
     scheduler: LRScheduler,
     progress: dict[str, Any],
 ) -> None:
-    """Write networks, optimiser, scheduler and progress (what JSON can hold)."""
+    """Write networks, optimiser, scheduler and progress (JSON-serialisable) to `path`."""
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in ema.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
@@ -52,10 +52,13 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     scheduler: LRScheduler,
 ) -> dict[str, Any]:
-    """Undo `save_checkpoint`; returns the progress.
+    """Load what `save_checkpoint` wrote, in place.
+
+    Returns:
+        The progress.
 
     Raises:
-        ValueError: not a checkpoint.
+        ValueError: the file is not a checkpoint.
     """
     parts: dict[str, dict[str, Tensor]] = {"network": {}, "ema": {}, "optimizer": {}}
     try:
@@ -66,7 +69,9 @@ def load_checkpoint(
                 part, _, rest = name.partition(".")
                 parts[part][rest] = file.get_tensor(name)
     except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a checkpoint of this package; remove it?") from error
+        raise ValueError(
+            f"{path} is not a checkpoint of kp_training; remove it to start over"
+        ) from error
     network.load_state_dict(parts["network"])
     ema.load_state_dict(parts["ema"])
     state: dict[int, dict[str, Tensor]] = {}

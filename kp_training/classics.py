@@ -1,4 +1,4 @@
-"""Keypoints of OpenCV's detectors, and how well they repeat."""
+"""Keypoints of OpenCV's detectors, and their repeat rate under random views."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 DETECTORS = ("sift", "orb", "fast")
-DISPLACED = 3.0  # pixels within which a keypoint of a later detector is the same
+DISPLACED = 3.0  # pixels; a later detector's keypoint nearer than this is a duplicate
 
 
 def _opencv_detector(name: str, most: int) -> cv2.Feature2D:
-    """A detector with thresholds far below the usual (Lowe's, 2004, for SIFT): the network shall
-    also learn the weak keypoints of dim walls, and learns from responses which to prefer."""
+    """A detector with thresholds far below the usual ones (for SIFT: Lowe, 2004).
+
+    The network also has to learn weak keypoints, such as those of dim walls. Responses tell
+    training which keypoints to prefer.
+    """
     if name == "sift":
         return cv2.SIFT_create(contrastThreshold=0.01, enable_precise_upscale=True)
     if name == "orb":
@@ -21,24 +24,27 @@ def _opencv_detector(name: str, most: int) -> cv2.Feature2D:
 
 
 def check_detector(detector: str) -> None:
-    """Raises ValueError unless it is `sift`, `orb`, `fast`, or several joined by `+`."""
+    """Raise ValueError unless `detector` is `sift`, `orb`, `fast`, or several joined by `+`."""
     for name in detector.split("+"):
         if name not in DETECTORS:
-            raise ValueError(f"unknown detector {name!r}: {', '.join(DETECTORS)}, joined by +")
+            raise ValueError(
+                f"unknown detector {name!r}; use {', '.join(DETECTORS)}, or several joined by +"
+            )
 
 
 def classic_keypoints(image: np.ndarray, most: int, detector: str = "sift") -> np.ndarray:
     """Keypoints of a grey uint8 image, (N, 4) float32: x, y, response, size, strongest first.
 
-    Of several detectors each gives its share of `most`, an earlier one's keypoint displaces
-    others within 3 px, and responses are in units of the detector's strongest.
+    With several detectors, each one provides an equal share of `most`. A keypoint within 3 px of an
+    earlier detector's keypoint is dropped. Responses are divided by the detector's strongest one.
     """
     names = detector.split("+")
     together = np.zeros((0, 4), np.float32)
     for name in names:
         found = _opencv_detector(name, most).detect(image, None)
         rows = np.array([(*k.pt, k.response, k.size) for k in found], np.float32).reshape(-1, 4)
-        _, first = np.unique(rows[:, :2], axis=0, return_index=True)  # one of each orientation
+        # SIFT repeats a keypoint for each orientation.
+        _, first = np.unique(rows[:, :2], axis=0, return_index=True)
         rows = rows[first]
         rows = rows[np.argsort(-rows[:, 2], kind="stable")[: max(most // len(names), 1)]]
         if len(names) > 1 and len(rows):
@@ -53,8 +59,11 @@ def classic_keypoints(image: np.ndarray, most: int, detector: str = "sift") -> n
 def random_homography(
     height: int, width: int, move: float, scale: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """A view of an image, (3, 3): rotated by up to 20 degrees about its centre, scaled, and each
-    corner moved by up to `move` of the image's size."""
+    """Random homography (3, 3) from an image to a view of it.
+
+    Rotation of up to 20 degrees about the centre, `scale`, and a shift of each corner by up to
+    `move` times the image size.
+    """
     corners = np.float32([[0, 0], [width, 0], [width, height], [0, height]])
     turn = cv2.getRotationMatrix2D((width / 2, height / 2), rng.uniform(-20, 20), scale)
     moved = corners @ turn[:, :2].T + turn[:, 2]
@@ -65,10 +74,11 @@ def random_homography(
 def repeat_share(
     image: np.ndarray, xy: np.ndarray, most: int, views: int, seed: int, detector: str = "sift"
 ) -> np.ndarray:
-    """Share of random views, (N,), in which the detector fires within 1.5 px of each point.
+    """Repeat rate of points (N, 2): share of random views in which the detector finds them again.
 
-    A view is a homography (corners moved by up to 12 % of the size, rotation up to 20 degrees)
-    with another gamma and a little noise; points that leave a view are not counted in it.
+    A view is a random homography (corners shifted by up to 12 % of the size, rotation of up to 20
+    degrees) with a random gamma and noise. A point is found again if a keypoint lies within 1.5 px.
+    Points outside a view do not count for it.
     """
     rng = np.random.default_rng(seed)
     height, width = image.shape
@@ -85,4 +95,4 @@ def repeat_share(
         if len(again):
             distance, _ = cKDTree(again).query(places, distance_upper_bound=1.5)
             found += inside & np.isfinite(distance)
-    return (found + 1) / (seen + 2)  # with few views, lean towards one half
+    return (found + 1) / (seen + 2)  # Laplace smoothing: few views give a value near one half

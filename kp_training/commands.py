@@ -1,4 +1,4 @@
-"""Commands of training: label, train."""
+"""The training commands of `kp`: label, train."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from kp_frontend.cli import add_command, count, device
 
 
 def _images(arguments: argparse.Namespace, cache: Path) -> Path:
-    """The folder of images that the command is about; those of a bag are extracted first.
+    """The folder of images of a command. With --bag, the images are extracted to `cache` first.
 
     Raises:
-        ValueError: neither a folder nor a bag is given, or both are.
+        ValueError: neither a folder nor a bag is given, or both.
     """
     if (arguments.images is None) == (arguments.bag is None):
-        raise ValueError("give a folder of images, or --bag FILE")
+        raise ValueError("give either a folder of images or --bag FILE")
     if arguments.bag is None:
         return arguments.images
     from kp_training.recordings import extract_images
@@ -41,8 +41,8 @@ def _label(arguments: argparse.Namespace) -> None:
             images, arguments.out, detector=arguments.detector, **amount
         )
     for path in unreadable:
-        print(f"left out, cannot be read: {path}")
-    print(f"{len(labels)} images, {len(labels.xy)} keypoints: {arguments.out}")
+        print(f"skipped, not readable: {path}")
+    print(f"{len(labels)} images, {len(labels.xy)} keypoints written to {arguments.out}")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -52,7 +52,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
     config = load_config(arguments.config)
     process = join(arguments.device)
-    if process.first:  # it alone extracts the images of a bag; the others then find them
+    if process.first:  # only the first process extracts the images of a bag
         _images(arguments, arguments.out / "images")
     process.wait()
     best = train(
@@ -71,31 +71,36 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _add_bag(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--bag", type=Path, help="take the images of this bag (folder, .mcap, .bag)"
+        "--bag", type=Path, help="use the images of this bag (rosbag2 folder, .mcap, .bag)"
     )
-    command.add_argument("--topic", help="image topic of the bag; needed if it has several")
+    command.add_argument("--topic", help="image topic of the bag; required if the bag has several")
     command.add_argument(
-        "--every", type=count, default=5, help="take one of so many images of the bag (default 5)"
+        "--every", type=count, default=5, help="use every n-th image of the bag (default 5)"
     )
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add them to `kp`."""
+    """Add the training commands to `kp`."""
     label = add_command(
         commands,
         "label",
-        "label the keypoints of images: SIFT's and others', or a network's own",
+        "create keypoint labels for images, from SIFT, ORB, FAST or a trained network",
         "label images/ --out labels.npz --detector sift+orb",
         _label,
     )
-    label.add_argument("images", type=Path, nargs="?", help="folder, searched in all depths")
+    label.add_argument(
+        "images", type=Path, nargs="?", help="folder of images, searched recursively"
+    )
     label.add_argument("--out", type=Path, required=True, help=".npz file to write")
     label.add_argument(
-        "--detector", default="sift", help="sift, orb, fast, or several joined by + (default sift)"
+        "--detector",
+        default="sift",
+        help="sift, orb or fast, or several joined by + (default sift)",
     )
     label.add_argument(
         "--model",
-        help="label with what this network (name or file) finds again in random views of an image",
+        help="label with the keypoints of this network (name or file) that repeat in "
+        "random views of the image (homographic adaptation)",
     )
     label.add_argument(
         "--device", type=device, default="cpu", help="torch device for --model (default cpu)"
@@ -103,28 +108,41 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     label.add_argument(
         "--views",
         type=count,
-        help="random views in which a keypoint may be found again (default 5, of a network 12)",
+        help="number of random views for the repeat rate (default 5; 12 with --model)",
     )
     label.add_argument(
-        "--most", type=count, default=2000, help="keypoints of an image at most (default 2000)"
+        "--most",
+        type=count,
+        default=2000,
+        help="maximum number of keypoints per image (default 2000)",
     )
     _add_bag(label)
 
     train = add_command(
         commands,
         "train",
-        "train a network, or go on with a run that was stopped",
+        "train a network, or resume an interrupted run",
         "train --config release --images images/ --out runs/tiny",
         _train,
     )
-    train.add_argument("--config", default="release", help="recipe by name, or a YAML file")
-    train.add_argument("--images", type=Path, help="folder of training images")
-    train.add_argument("--out", type=Path, required=True, help="the run's folder")
-    train.add_argument("--labels", type=Path, help="from `kp label`; without it SIFT's are made")
-    train.add_argument("--from", dest="start", help="weights to start from, by name or file")
-    train.add_argument("--device", type=device, default="cpu", help="torch device (default cpu)")
-    train.add_argument("--workers", type=int, default=1, help="processes that read images")
     train.add_argument(
-        "--middlebury", type=Path, help="scenes for `kp evaluate middlebury`, to validate on too"
+        "--config", default="release", help="recipe: a name or a YAML file (default release)"
+    )
+    train.add_argument(
+        "--images", type=Path, help="folder of training images, searched recursively"
+    )
+    train.add_argument("--out", type=Path, required=True, help="folder of the run")
+    train.add_argument(
+        "--labels", type=Path, help="labels from `kp label`; SIFT labels are computed if omitted"
+    )
+    train.add_argument("--from", dest="start", help="weights to start from: a name or a file")
+    train.add_argument("--device", type=device, default="cpu", help="torch device (default cpu)")
+    train.add_argument(
+        "--workers", type=int, default=1, help="number of processes that read images (default 1)"
+    )
+    train.add_argument(
+        "--middlebury",
+        type=Path,
+        help="folder of scenes for `kp evaluate middlebury`, to validate on as well",
     )
     _add_bag(train)

@@ -1,4 +1,4 @@
-"""Recipes: what can be set, and reading it from YAML."""
+"""Recipes: the settings of a training run, read from YAML."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHOICES = {
     "descriptor": ("infonce", "triplet"),
     "photometric": ("jitter", "camera", "strong"),
 }
-# Lowest and highest value of numbers; those not named may be anything from 0 on.
+# Allowed range of numbers; the range of other numbers starts at 0.
 BOUNDS = {
     "epochs": (0, 10**6), "steps": (1, 10**9), "batch": (1, 10**6), "validate_every": (1, 10**9),
     "learning_rate": (1e-12, 10.0), "ema": (0.0, 0.99999), "positive_weight": (1e-3, 1e6),
@@ -34,70 +34,70 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """How the two views of a source image are drawn. Sizes in pixels, angles in degrees."""
+    """How the two views of a source image are generated. Sizes in pixels, angles in degrees."""
 
     height: int = 240
     width: int = 320
-    canvas: int = 512  # source images are cut to this size
+    canvas: int = 512  # source images are cropped to this size
     most_keypoints: int = 2000
     zoom: tuple[float, float] = (0.6, 1.4)  # source pixels per view pixel
-    real_share: float = 0.7  # of samples of a stereo pair's left image that are the real pair
-    stereo_share: float = 0.5  # of other samples, whose views are like a rectified stereo pair
-    front_share: float = 0.0  # of stereo-like ones, that have parts of another image in front
+    real_share: float = 0.7  # share of the samples of a stereo pair that use both of its images
+    stereo_share: float = 0.5  # share of the other samples that imitate a rectified stereo pair
+    front_share: float = 0.0  # share of the stereo-like samples with another image in front
     rotation: float = 25.0
-    scale: float = 1.3  # factor between the views, drawn log-uniformly either way
-    shift: float = 0.12  # of the view's size
-    perspective: float = 0.12  # largest move of a corner, of the view's size
+    scale: float = 1.3  # largest scale factor between the views, log-uniform in both directions
+    shift: float = 0.12  # largest shift, relative to the view size
+    perspective: float = 0.12  # largest shift of a corner, relative to the view size
     disparity: float = 64.0  # largest mean disparity of a stereo-like pair
     relief: float = 24.0  # largest deviation of a surface from the mean disparity
-    photometric: str = "camera"  # jitter (brightness, contrast), camera, strong; see views.py
+    photometric: str = "camera"  # jitter (brightness, contrast), camera or strong; see views.py
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A recipe; the comments of `config/release.yaml` and `config/paper.yaml` explain settings."""
+    """A recipe; see also the comments in `config/release.yaml` and `config/paper.yaml`."""
 
     size: str = "tiny"
     # Length
     steps: int = 3000
-    epochs: int = 0  # if given, `steps` is so many passes over the training images
-    batch: int = 16  # pairs of views a step, over all processes
-    micro_batch: int = 0  # pairs at a time, gradients accumulated; 0: the whole batch
+    epochs: int = 0  # passes over the training images; 0: use `steps`
+    batch: int = 16  # pairs of views per step, over all processes
+    micro_batch: int = 0  # pairs per forward pass, gradients are accumulated; 0: `batch`
     # Optimiser
     optimizer: str = "adamw"
     schedule: str = "cosine"
     learning_rate: float = 3e-3
     warmup: int = 100  # steps, of the cosine schedule
     weight_decay: float = 1e-4
-    ema: float = 0.998  # decay of the averaged weights, which are the ones kept; 0: none
+    ema: float = 0.998  # decay of the averaged weights, the ones that are saved; 0: no averaging
     # Detector loss
-    detector: str = "points"  # targets: each keypoint shared by 4 pixels; or heatmap: Gaussians
-    detector_weight: float = 64.0  # of the mean over pixels of the binary cross entropy
-    positive_weight: float = 1.0  # how much more a keypoint counts there than its absence
-    heatmap_sigma: float = 1.5  # pixels, of the heatmap's Gaussians
-    position_weight: float = 0.0  # of pixels by which sub-pixel positions in both views disagree
+    detector: str = "points"  # target: 4 pixels per keypoint (points) or Gaussians (heatmap)
+    detector_weight: float = 64.0  # of the binary cross entropy, averaged over pixels
+    positive_weight: float = 1.0  # weight of a keypoint relative to its absence
+    heatmap_sigma: float = 1.5  # pixels, width of the Gaussians
+    position_weight: float = 0.0  # of the difference of the sub-pixel positions, in pixels
     # Descriptor loss
     descriptor: str = "infonce"
     descriptor_weight: float = 1.0
     temperature: float = 0.07  # of infonce
-    row_weight: float = 1.0  # of infonce's negatives in the row band that stereo matching searches
+    row_weight: float = 1.0  # weight of InfoNCE negatives in the row band of stereo matching
     margin: float = 1.0  # of triplet
     correspondences: int = 400
-    jitter: float = 0.5  # pixels (standard deviation) by which descriptors are sampled off
+    jitter: float = 0.5  # pixels, standard deviation of the offset at which descriptors are sampled
     # Labels
     lowest_repeat: float = 0.5
     lowest_response: float = 0.0
     # Loop
     validate_every: int = 250  # steps; with `epochs`, once an epoch
-    keep_every: int = 0  # validations between weights that are kept besides best and last
-    patience: int = 0  # validations without a better loss that end the run; 0: never
-    explosion: float = 20.0  # the run stops when the loss is so many times the usual
+    keep_every: int = 0  # validations between additional weight files; 0: best and last only
+    patience: int = 0  # ends the run after this many validations without improvement; 0: never
+    explosion: float = 20.0  # stops the run if the loss exceeds its average by this factor
     seed: int = 0
     views: ViewConfig = field(default_factory=ViewConfig)
 
     @property
     def micro(self) -> int:
-        """Pairs at a time."""
+        """Pairs per forward pass."""
         return self.micro_batch or self.batch
 
 
@@ -105,16 +105,16 @@ def load_config(name: str) -> TrainConfig:
     """Read a recipe by name (`release`) or from a YAML file.
 
     Raises:
-        ValueError: no such recipe, or a setting that does not exist.
+        ValueError: the recipe does not exist, or a setting is unknown or out of range.
     """
     path = CONFIG_DIR / f"{name}.yaml"
     path = path if path.is_file() else Path(name)
     if not path.is_file():
-        raise ValueError(f"no recipe {name!r}: a YAML file, or one of {_names()}")
+        raise ValueError(f"unknown recipe {name!r}; give a YAML file or one of {_names()}")
     try:
         settings = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     checked = _settings(settings, TrainConfig, path)
     checked["views"] = ViewConfig(**_settings(checked.pop("views", {}), ViewConfig, path))
     config = TrainConfig(**checked)
@@ -124,16 +124,18 @@ def load_config(name: str) -> TrainConfig:
     if config.correspondences > config.views.most_keypoints:
         raise ValueError(f"{path}: correspondences must be at most most_keypoints")
     if config.views.front_share and config.micro == 1:
-        raise ValueError(f"{path}: front_share needs other images: two pairs at a time, or more")
+        raise ValueError(f"{path}: front_share needs a micro-batch of at least two pairs")
     if config.batch % config.micro:
-        raise ValueError(f"{path}: batch {config.batch} is no multiple of {config.micro_batch}")
+        raise ValueError(
+            f"{path}: batch {config.batch} is not a multiple of micro_batch {config.micro_batch}"
+        )
     return config
 
 
 def _settings(given: object, kind: type, path: Path) -> dict[str, Any]:
-    """The settings of a recipe, checked against the fields of a config."""
+    """The settings of a recipe, checked against the fields of a config class."""
     if not isinstance(given, dict):
-        raise ValueError(f"{path}: {given!r} is no list of settings")
+        raise ValueError(f"{path}: expected settings (name: value), got {given!r}")
     default = kind()
     checked = {}
     for name, value in given.items():
@@ -149,13 +151,15 @@ def _settings(given: object, kind: type, path: Path) -> dict[str, Any]:
         if isinstance(wanted, float) and type(value) is int:
             value = float(value)
         if type(value) is not type(wanted):
-            raise ValueError(f"{path}: {name} is {value!r}, must be like {wanted!r}")
+            raise ValueError(f"{path}: {name} is {value!r}, expected a value like {wanted!r}")
         low, high = BOUNDS.get(name, (0, 1e9))
         for number in value if isinstance(value, tuple) else (value,):
-            if type(number) in (int, float) and not low <= number <= high:  # NaN is not within
+            if type(number) in (int, float) and not low <= number <= high:  # NaN fails too
                 raise ValueError(f"{path}: {name} is {value}, must be between {low:g} and {high:g}")
         if name in CHOICES and value not in CHOICES[name]:
-            raise ValueError(f"{path}: {name} is {value!r}, must be of {', '.join(CHOICES[name])}")
+            raise ValueError(
+                f"{path}: {name} is {value!r}, must be one of {', '.join(CHOICES[name])}"
+            )
         checked[name] = value
     return checked
 

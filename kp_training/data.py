@@ -1,9 +1,8 @@
 """Training samples: a source image, its keypoints and the geometry of two views of it.
 
-A sample is a function of the seed and its position in the run alone, so a run that is resumed at
-step N sees exactly what it would have seen without the stop, and so do several processes together
-that share the work of one. Workers only decode and draw numbers;
-pixels are warped on the training device (views.py).
+A sample depends only on the seed and its position in the run. A run that is resumed at step N
+therefore sees the same samples as an uninterrupted one, and several processes see the same samples
+as one. Workers only decode images and draw numbers; views.py warps pixels on the training device.
 """
 
 from __future__ import annotations
@@ -24,17 +23,23 @@ from kp_training.views import NOISE
 class PairDataset(Dataset):
     """`samples` samples; sample i is drawn with the generator of (seed, i).
 
-    A sample is a dict of numpy arrays: `canvas` (2, C, C) uint8, for each view the source image
-    cut and padded with the grey level `fill`; `keypoints` (2, K, 4) float32, x, y, repeat, response
-    on the canvas, NaN where there are fewer;
-    `to_view` (2, 3, 3) float32, homographies canvas -> view; `relief` (2, 5, 7) float32, a coarse
-    map of displacements along rows that is added to each view (0 for homographic pairs); `blocky`,
-    whether that map has steps (depth edges) or is smooth; `noise` (2, NOISE) float32, uniform
-    numbers for the photometric changes.
+    A sample is a dict of numpy arrays:
 
-    Both views show one image, or, where the images are of stereo pairs with disparity, a real
-    pair. Then there is also `disparity` (C, C) float32, at the pixels of the right canvas, 0 where
-    it is not known or both views show one image, and `real`, which of both it is.
+    - `canvas` (2, C, C) uint8: for each view, the source image, cropped and padded with the grey
+      level `fill`
+    - `keypoints` (2, K, 4) float32: x, y, repeat rate, response on the canvas; unused rows are NaN
+    - `to_view` (2, 3, 3) float32: homographies from canvas to view
+    - `relief` (2, 5, 7) float32: coarse map of displacements along the row that is added to each
+      view, 0 for homographic pairs
+    - `blocky` bool: the map has steps (depth edges) instead of being smooth
+    - `noise` (2, NOISE) float32: uniform numbers for the photometric changes
+
+    Both views usually show one image. If the folder has stereo pairs with disparity, they can also
+    show the two images of a pair, and a sample also has:
+
+    - `real` bool: the views show the images of a pair
+    - `disparity` (C, C) float32: at the pixels of the right canvas, 0 where it is unknown or where
+      both views show one image
     """
 
     def __init__(
@@ -67,10 +72,10 @@ class PairDataset(Dataset):
         corner = [
             int(rng.integers(images[0].shape[k] - n + 1)) for k, n in ((1, width), (0, height))
         ]
-        # What lies beyond the image is flat, of any brightness, often black or white throughout:
-        # nothing is to be seen there.
+        # Pixels beyond the image have a random grey level, often black or white, so that the
+        # network learns to find nothing there.
         fill = np.uint8(np.clip(rng.integers(-64, 320), 0, 255))
-        mirrored = not real and rng.random() < 0.5  # a mirrored pair would be one of another rig
+        mirrored = not real and rng.random() < 0.5  # a mirrored pair would swap the cameras
         cuts = [
             self._cut(image, self.labels.of_image(source), corner, mirrored, fill)
             for image, source in zip(images, sources, strict=True)
@@ -98,7 +103,7 @@ class PairDataset(Dataset):
         path = self.labels.folder / self.labels.paths[index]
         image = read_grey(path)
         if image is None:
-            raise ValueError(f"{path} cannot be read any more")
+            raise ValueError(f"{path} can no longer be read")
         return image
 
     def _cut(
@@ -109,7 +114,7 @@ class PairDataset(Dataset):
         mirrored: bool,
         fill: np.uint8,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The canvas at a corner (x, y) of an image, and (K, 4) the keypoints on it."""
+        """The canvas that starts at a corner (x, y) of an image, and its keypoints, (K, 4)."""
         (x, y), size = corner, self.config.canvas
         image = image[y : y + size, x : x + size]
         height, width = image.shape
@@ -128,12 +133,12 @@ class PairDataset(Dataset):
     def _geometry(
         self, height: int, width: int, rng: np.random.Generator, real: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Homographies of both views and the relief; a real pair is only scaled and moved."""
+        """Homographies of both views, and the relief. A real pair is only scaled and shifted."""
         c = self.config
         low, high = c.zoom
         high = max(low, min(high, 1.05 * width / c.width, 1.05 * height / c.height))
         zoom = rng.uniform(low, high)
-        # Corners of the base view on the canvas, at a place where it fits.
+        # Corners of the base view, at a random position where it fits on the canvas.
         half = np.array([c.width, c.height]) * zoom / 2
         room = np.maximum(np.array([width, height]) / 2 - half, 0)
         centre = np.array([width, height]) / 2 + rng.uniform(-room, room)
@@ -149,7 +154,7 @@ class PairDataset(Dataset):
                 corners = corners @ turn * c.scale ** rng.uniform(-1, 1)
                 corners += rng.uniform(-1, 1, 2) * c.shift * 2 * half
                 corners += rng.uniform(-1, 1, (4, 2)) * c.perspective * half
-            elif view == 1 and stereo:  # a rig whose rows are off a little
+            elif view == 1 and stereo:  # a slightly misaligned rig
                 corners += rng.uniform(-1, 1, (4, 2)) * [3.0, 0.7]
             to_view.append(cv2.getPerspectiveTransform(np.float32(corners + centre - 0.5), target))
         relief = np.zeros((2, 5, 7), np.float32)
@@ -162,10 +167,10 @@ class PairDataset(Dataset):
 def micro_batches(
     config: TrainConfig, start: int, steps: int, rank: int = 0, world: int = 1
 ) -> Iterator[range]:
-    """Samples of each micro-batch of a run from step `start` on, as one of `world` processes.
+    """Sample indices of each micro-batch of a run, from step `start` on, for process `rank`.
 
-    A step's micro-batches are dealt to the processes in turn, so that one process and several see
-    the same ones.
+    The micro-batches of a step are distributed over the `world` processes in turn, so that one
+    process and several see the same ones.
     """
     for step in range(start, steps):
         for micro in range(rank, config.batch // config.micro, world):

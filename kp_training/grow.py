@@ -1,8 +1,8 @@
-"""A larger network that starts as a trained smaller one.
+"""Initialises a larger network from a trained smaller one.
 
 The idea is Net2Net's (Chen et al., "Net2Net: Accelerating Learning via Knowledge Transfer", 2016):
-what the small network has learned need not be learned again. Here the new channels start at
-random, as in any network, but the channels that were there do not listen to them yet.
+the larger network keeps what the smaller one has learned. Here the new channels are initialised at
+random, and the weights from new channels to old ones start at zero.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from kp_frontend.network import KeypointNetwork, weights
 
 @torch.no_grad()
 def grow(small: KeypointNetwork, network: KeypointNetwork) -> None:
-    """Make the channels of a new network, as far as `small` has them, compute what they do there.
+    """Copy the weights of `small` into `network`, in place.
 
-    So its keypoint logits are those of `small`, and its descriptors begin with those of `small`.
-    Convolutions that `small` has not (deeper levels) are the exception: they add what they start
-    with.
+    Afterwards the first channels of `network` compute what those of `small` do: its keypoint logits
+    equal those of `small`, and its descriptors start with those of `small`. The exception are
+    convolutions that `small` does not have (deeper levels), which add their random output.
 
     Raises:
         ValueError: a level of `small` is wider or deeper than in `network`.
@@ -29,14 +29,14 @@ def grow(small: KeypointNetwork, network: KeypointNetwork) -> None:
         new = state.get(name)
         if new is None or any(n < o for n, o in zip(new.shape, old.shape, strict=True)):
             raise ValueError(
-                f"a network cannot shrink, or lose layers: {name} of {small.config} "
+                f"cannot start from a larger network: {name} of {small.config} "
                 f"does not fit into {network.config}"
             )
         _insert(old, new, transposed=name == "detector.up.weight")
 
 
 def _insert(old: Tensor, new: Tensor, transposed: bool) -> None:
-    """Make the first channels of a layer the old ones, deaf to inputs that they did not have.
+    """Copy a layer's weights into the first channels; they ignore the new inputs.
 
     Kernels are (outputs, inputs, ...), those of a transposed convolution (inputs, outputs, ...).
     """

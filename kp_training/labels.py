@@ -1,12 +1,18 @@
-"""Pseudo-labels: where the detector is taught to fire.
+"""Pseudo-labels: the keypoints on which the detector is trained.
 
-Labels are computed once for a folder of images, in parallel, and kept in one `.npz` file: `paths`
-(relative to the folder), `digest` (CRC-32 of each image file, so that labels are not taken for
-another image's), `start` (the first keypoint of each image, and the total), and for each keypoint
-`xy` (float32, pixels, centre of the top-left pixel at (0, 0)), `response`, `size` and
-`repeat`, the share of random views of the image in which the detector finds the keypoint again;
-`settings` says in JSON how they were made. Training can leave out what does not survive a change
-of view (the idea of SuperPoint's homographic adaptation, applied to SIFT and others).
+Labels are computed once for a folder of images, in parallel, and stored in one `.npz` file with
+these arrays:
+
+- `paths`: images, relative to the folder
+- `digest`: CRC-32 of each image file, to detect labels of other images
+- `start`: index of the first keypoint of each image, and the total number of keypoints
+- `xy`, for each keypoint: float32, pixels, centre of the top-left pixel at (0, 0)
+- `response`, `size`, `repeat`, for each keypoint: `repeat` is the share of random views of the
+  image in which the detector finds the keypoint again
+- `settings`: how the labels were made, as JSON
+
+Training can skip keypoints with a low repeat rate. This applies the idea of SuperPoint's
+homographic adaptation to SIFT and other detectors.
 """
 
 from __future__ import annotations
@@ -32,14 +38,14 @@ from kp_training.classics import check_detector, classic_keypoints, repeat_share
 from kp_training.pairs import find_pairs
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff"}
-# Ends of names in the RGB-D Object Dataset of what belongs to a colour image, and that image's.
+# RGB-D Object Dataset: name endings of depth maps and masks, and of their colour images.
 NOT_COLOUR = {"_depth": "", "_mask": "", "_depthcrop": "_crop", "_maskcrop": "_crop"}
-PART = 100  # images after which what is done is kept
+PART = 100  # images per intermediate result
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Keypoints of all images of a folder; see the module's text for the arrays."""
+    """Keypoints of all images of a folder; the top of this file describes the arrays."""
 
     folder: Path
     paths: np.ndarray
@@ -49,24 +55,26 @@ class Labels:
     response: np.ndarray
     size: np.ndarray
     repeat: np.ndarray
-    settings: str = ""  # JSON: how they were made
+    settings: str = ""  # JSON: how the labels were made
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def of_image(self, index: int) -> np.ndarray:
-        """(N, 4) float32: x, y, repeat and response of one image's keypoints, strongest first."""
+        """Keypoints of an image, (N, 4) float32: x, y, repeat, response, strongest first."""
         part = slice(self.start[index], self.start[index + 1])
         columns = [self.xy[part], self.repeat[part], self.response[part]]
         return np.column_stack(columns).astype(np.float32)
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted; depth maps and masks of RGB-D sets are none, and of
-    a set of stereo pairs only the images of the pairs.
+    """All image files below a folder, sorted.
+
+    Depth maps and masks of RGB-D data sets are skipped. For a set of stereo pairs, only the images
+    of the pairs are returned.
 
     Raises:
-        ValueError: not a folder, or no image in it.
+        ValueError: `folder` is not a folder, or has no images.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of images")
@@ -87,7 +95,7 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def read_grey(path: Path) -> np.ndarray | None:
-    """An image (H, W) uint8, None if it cannot be read or is larger than OpenCV allows."""
+    """Read an image as (H, W) uint8; None if it is unreadable or too large for OpenCV."""
     try:
         return cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     except (cv2.error, UnicodeError):
@@ -95,7 +103,7 @@ def read_grey(path: Path) -> np.ndarray | None:
 
 
 def image_seed(folder: Path, path: Path) -> int:
-    """Of an image's random views: by name, so that its labels do not depend on those beside it."""
+    """Seed of an image's random views. It depends only on the name, not on the other images."""
     return zlib.crc32(path.relative_to(folder).as_posix().encode())
 
 
@@ -122,18 +130,18 @@ def label_folder(
 ) -> tuple[Labels, list[Path]]:
     """Label every image below a folder and write the result to `out`, atomically.
 
-    What is done is kept in parts beside `out`, so that a call that was interrupted goes on.
+    Intermediate results are stored next to `out`, so that an interrupted call resumes.
 
     Returns:
-        The labels, and the images that could not be read and were left out.
+        The labels, and the paths of unreadable images, which were skipped.
 
     Raises:
-        ValueError: no readable image, or an unknown detector.
+        ValueError: there is no readable image, or the detector is unknown.
     """
     check_detector(detector)
     check_writable(out)
     job = partial(_label_file, folder=folder, most=most, views=views, detector=detector)
-    # Spawned, not forked: a fork inherits the locks of OpenCV's and torch's threads.
+    # Spawn, because a fork would inherit the locks of OpenCV's and torch's threads.
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
 
         def rows_of(paths: list[Path]) -> Iterator[np.ndarray | None]:
@@ -149,23 +157,23 @@ def label_in_parts(
     rows_of: Callable[[list[Path]], Iterable[np.ndarray | None]],
     settings: dict[str, str | int],
 ) -> tuple[Labels, list[Path]]:
-    """Label the images of a folder part by part, going on where an earlier call was stopped.
+    """Label the images of a folder in parts; resumes where an earlier call was interrupted.
 
     Args:
-        rows_of: for each of some images (N, 5), x, y, response, size, repeat; None if it cannot
-            be read.
-        settings: of the labels; parts that were made with other ones are not used.
+        rows_of: returns (N, 5) for each of the given images: x, y, response, size, repeat. None if
+            an image is unreadable.
+        settings: of the labels. Parts that were made with other settings are not reused.
 
     Returns:
-        The labels, and the images that could not be read and were left out.
+        The labels, and the paths of unreadable images, which were skipped.
 
     Raises:
-        ValueError: no readable image.
+        ValueError: there is no readable image.
     """
     paths = find_images(folder)
     parts = out.with_name(out.name + ".parts")
     parts.mkdir(exist_ok=True)
-    said = json.dumps(settings)
+    settings_json = json.dumps(settings)
     names = [path.relative_to(folder).as_posix() for path in paths]
     rows: dict[str, np.ndarray | None] = {}
     digests: dict[str, int] = {}
@@ -175,7 +183,7 @@ def label_in_parts(
             some = names[begin : begin + PART]
             digests |= {name: _digest(folder / name) for name in some}
             contents = (f"{name} {digests[name]}" for name in some)
-            key = hashlib.sha256("\n".join([said, *contents]).encode()).hexdigest()[:16]
+            key = hashlib.sha256("\n".join([settings_json, *contents]).encode()).hexdigest()[:16]
             file = parts / f"{key}.npz"
             done = _read_part(file)
             if done is None:
@@ -191,7 +199,7 @@ def label_in_parts(
     arrays["digest"] = np.array([digests[name] for name in arrays["paths"]], np.uint32)
     if not len(arrays["paths"]):
         raise ValueError(f"none of the {len(paths)} images below {folder} can be read")
-    _write_arrays(out, arrays | {"settings": np.array(said)})
+    _write_arrays(out, arrays | {"settings": np.array(settings_json)})
     shutil.rmtree(parts)
     unreadable = [folder / name for name, found in rows.items() if found is None]
     return load_labels(folder, out), unreadable
@@ -202,7 +210,7 @@ def _digest(path: Path) -> int:
 
 
 def _pack(rows: dict[str, np.ndarray | None]) -> dict[str, np.ndarray]:
-    """The arrays of the images that could be read."""
+    """The arrays of the readable images."""
     good = {name: found for name, found in rows.items() if found is not None}
     table = np.concatenate([np.zeros((0, 5)), *good.values()]).astype(np.float32)
     return {
@@ -232,21 +240,21 @@ def _write_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def check_writable(out: Path) -> None:
-    """Find out before the work is done whether its result can be written.
+    """Check before the work starts whether its result can be written; makes the parent folder.
 
     Raises:
         ValueError: `out` is a folder.
     """
     if out.is_dir():
-        raise ValueError(f"{out} is a folder; give the name of the file to write")
+        raise ValueError(f"{out} is a folder; give the name of a file")
     out.parent.mkdir(parents=True, exist_ok=True)
 
 
 def load_labels(folder: Path, file: Path) -> Labels:
-    """Read labels of a folder from a file that `label_folder` wrote.
+    """Read the labels of a folder from a file that `label_folder` wrote.
 
     Raises:
-        ValueError: not such a file, or some of its images are not below the folder or are others.
+        ValueError: the file is not a label file, or its images are missing or different.
     """
     try:
         with np.load(file, allow_pickle=False) as arrays:
@@ -256,20 +264,20 @@ def load_labels(folder: Path, file: Path) -> Labels:
             shapes = [len(labels.start) - 1, len(labels.digest), *labels.xy.shape]
             shapes += [len(labels.response), len(labels.size), len(labels.repeat)]
             if shapes != [len(labels), len(labels), count, 2, count, count, count]:
-                raise ValueError("arrays do not belong together")
+                raise ValueError("arrays have inconsistent lengths")
     except (TypeError, ValueError, IndexError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file} is not a file of labels; `kp label` makes one") from error
+        raise ValueError(f"{file} is not a label file; create one with `kp label`") from error
     missing = [path for path in labels.paths if not (folder / path).is_file()]
     if missing:
         raise ValueError(
-            f"{file}: {len(missing)} of its {len(labels)} images are not below {folder}, "
-            f"the first {missing[0]}"
+            f"{file}: {len(missing)} of its {len(labels)} images are missing below {folder}, "
+            f"first: {missing[0]}"
         )
     pairs = zip(labels.paths, labels.digest, strict=True)
     others = [path for path, digest in pairs if _digest(folder / path) != digest]
     if others:
         raise ValueError(
-            f"{file}: {len(others)} of its {len(labels)} images are not those below {folder}, "
-            f"the first {others[0]}; label them again"
+            f"{file}: {len(others)} of its {len(labels)} images differ from those below {folder}, "
+            f"first: {others[0]}; run `kp label` again"
         )
     return labels

@@ -1,4 +1,4 @@
-"""What the network is trained on: where keypoints are, and which descriptors correspond."""
+"""The loss functions: keypoint detection, descriptors, and sub-pixel positions."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch.nn import functional as F
 
 from kp_frontend.detection import centroid
 
-ROW_BAND = 8.0  # pixels up and down
-SMALL = 0.1  # pixels below which a disagreement of positions counts by its square
+ROW_BAND = 8.0  # half height of the row band, pixels
+SMALL = 0.1  # pixels; the position loss is quadratic below this difference
 
 
 def keypoint_target(points: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
     """Target probability of each pixel, (B, H, W).
 
-    Each keypoint is splatted bilinearly onto the four pixels around it, so that the centroid of
-    the predicted heatmap around a peak, which detection uses as the sub-pixel position, is an
-    unbiased estimate.
+    Each keypoint is distributed bilinearly over the four pixels around it. Detection uses the
+    centroid of the predicted heatmap around a peak as the sub-pixel position; with this target the
+    centroid is unbiased.
 
     Args:
         points: (B, N, 2) pixels.
-        weight: (B, N) in 0..1, how sure each is a keypoint; 0 leaves it out.
+        weight: (B, N) in 0..1, confidence that each is a keypoint; 0 ignores it.
     """
     batch = points.shape[0]
     heat = points.new_zeros(batch, height * width)
@@ -44,9 +44,9 @@ def detector_loss(logits: Tensor, target: Tensor, positive_weight: float = 1.0) 
     """Binary cross entropy of each pixel against targets (B, H, W) in 0..1.
 
     Args:
-        positive_weight: how much more a keypoint counts than its absence. Weighted so, the logits
-            of lowest loss are too high by its logarithm, which is added here: the network's own
-            remain those of a probability.
+        positive_weight: weight of a keypoint relative to its absence. The optimal logits of a
+            weighted loss are too high by the logarithm of the weight. The logarithm is therefore
+            added here, and the network's own logits remain those of a probability.
     """
     weight = torch.as_tensor(positive_weight, device=logits.device)
     logits = logits[:, 0] + weight.log()
@@ -56,11 +56,11 @@ def detector_loss(logits: Tensor, target: Tensor, positive_weight: float = 1.0) 
 def gaussian_heatmap(
     points: Tensor, weight: Tensor, height: int, width: int, sigma: float
 ) -> Tensor:
-    """A Gaussian of peak 1 around each keypoint, (B, H, W); where they meet, their sum, at most 1.
+    """Sum of Gaussians of height 1 around the keypoints, at most 1, (B, H, W).
 
     Args:
-        points: (B, N, 2) pixels; the Gaussian stands on the nearest one.
-        weight: (B, N), 0 leaves a point out.
+        points: (B, N, 2) pixels; each Gaussian is centred on the nearest pixel.
+        weight: (B, N), 0 ignores a point.
         sigma: pixels.
     """
     x, y = points.round().unbind(-1)
@@ -79,9 +79,15 @@ def gaussian_heatmap(
 def triplet_loss(
     left: Tensor, right: Tensor, points: Tensor, valid: Tensor, margin: float, near: float = 5.0
 ) -> tuple[Tensor, Tensor]:
-    """Triplet margin loss: a keypoint, the same in the other view, and any other one there.
+    """Triplet margin loss: a keypoint, the same one in the other view, and a random other one.
 
-    Arguments and results are `descriptor_loss`'s; `margin` is between the Euclidean distances.
+    Args:
+        left, right, points, near: see `descriptor_loss`.
+        valid: (B, N) bool, which points both views show.
+        margin: minimum difference of the two Euclidean distances.
+
+    Returns:
+        See `descriptor_loss`.
     """
     count = left.shape[1]
     far = (torch.cdist(points, points) >= near) & valid[:, None, :]
@@ -110,13 +116,14 @@ def descriptor_loss(
 
     Args:
         left, right: (B, N, D) unit descriptors of corresponding points.
-        points: (B, N, 2) their place in the right view; other points nearer than `near` pixels
-            to the true one are no negatives.
-        seen: (2, B, N) bool, which points are seen in each view. Those seen in both are
-            correspondences; those seen in one alone are negatives only, as what is occluded is
-            when the whole of both views is matched.
-        row_weight: how much negatives count that lie in the row band which stereo matching
-            searches, 8 px up and down; others count 1.
+        points: (B, N, 2) their position in the right view, pixels.
+        seen: (2, B, N) bool, which points are visible in each view. Points visible in both views
+            are correspondences. Points visible in only one view are negatives, like occluded
+            keypoints when two whole images are matched.
+        temperature: of the softmax.
+        row_weight: weight of negatives in the row band that stereo matching searches, 8 px above
+            and below; other negatives have weight 1.
+        near: pixels; points nearer than this to the true one are not used as negatives.
 
     Returns:
         The loss, and the share of correspondences that are mutual nearest neighbours.
@@ -132,7 +139,7 @@ def descriptor_loss(
         band = (points[:, :, None, 1] - points[:, None, :, 1]).abs() < ROW_BAND
         scores = scores + math.log(row_weight) * (band & ~same)
     truth = torch.arange(count, device=left.device).expand(left.shape[0], -1)
-    # As rows of one matrix: a GPU is slow at the softmax of any but the last dimension.
+    # Use rows of one matrix: on a GPU, softmax is slow over any but the last dimension.
     ways = (scores.flatten(0, 1), scores.mT.flatten(0, 1))
     loss = sum(F.cross_entropy(way, truth.flatten(), reduction="none") for way in ways) / 2
     loss = loss.reshape(truth.shape)
@@ -142,17 +149,17 @@ def descriptor_loss(
 
 
 def position_loss(logits: Tensor, labels: Tensor, sure: Tensor, counts: Tensor) -> Tensor:
-    """How far the sub-pixel positions of a keypoint in both views disagree, pixels.
+    """Difference of the sub-pixel positions of a keypoint in the two views, pixels.
 
-    The idea is ALIKE's reprojection loss (Zhao et al., 2022), here where keypoints are labelled.
-    Labels are keypoints of a network, off by some tenths of a pixel themselves, but by the same in
-    both views of an image: this compares the views with each other alone.
+    Based on ALIKE's reprojection loss (Zhao et al., 2022), here at labelled keypoints. Labels of a
+    network are wrong by some tenths of a pixel, but by the same amount in both views of an image.
+    The loss therefore compares only the views with each other.
 
     Args:
-        logits: (2, B, H, W) of both views, which differ by a shift near each keypoint.
-        labels: (2, B, K, 2) the place of each keypoint in each view, pixels.
-        sure: (2, B, K), 0 where it is not seen.
-        counts: (B,) bool, which pairs of views are such.
+        logits: (2, B, H, W), two views that differ by a shift near each keypoint.
+        labels: (2, B, K, 2) position of each keypoint in each view, pixels.
+        sure: (2, B, K), 0 where the keypoint is not visible.
+        counts: (B,) bool, to which pairs of views the loss applies.
     """
     heat = logits.sigmoid()
     height, width = heat.shape[-2:]
@@ -162,7 +169,7 @@ def position_loss(logits: Tensor, labels: Tensor, sure: Tensor, counts: Tensor) 
     pixels = labels.round().long().clamp(min=0).minimum(size)
     offset, total = centroid(heat.flatten(0, 1), pixels)
     errors = (pixels + offset - labels).reshape(2, *sure.shape, 2)
-    # Where the network sees no keypoint, now, there is no position to be right.
+    # Where the network currently detects no keypoint, there is no position to correct.
     weight = total.detach().reshape(2, *sure.shape).clamp(max=1.0).prod(0) * sure
     apart = F.smooth_l1_loss(errors[0], errors[1], reduction="none", beta=SMALL).sum(-1)
     return (apart * weight).sum() / weight.sum().clamp(min=1.0)

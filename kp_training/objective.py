@@ -1,4 +1,4 @@
-"""The training objective: a recipe's losses of one batch."""
+"""The training objective: the weighted losses of a recipe for one batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def losses(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Total loss of a batch and its parts (`detector`, `descriptor`, `matched`, ...).
 
-    With `bf16` the network alone runs in bfloat16: geometry and losses need float32.
+    With `bf16`, only the network runs in bfloat16: geometry and losses need float32.
     """
     views = make_views(batch, config)
     images = views["images"].flatten(0, 1).contiguous(memory_format=torch.channels_last)
@@ -38,7 +38,9 @@ def losses(
     detector = detector_loss(logits, target, config.positive_weight)
 
     points = views["points"] + torch.randn_like(views["points"]) * config.jitter
-    describe = getattr(network, "module", network).describe  # of the network that is wrapped
+    describe = getattr(
+        network, "module", network
+    ).describe  # the network inside DistributedDataParallel
     left, right = describe(features, points.flatten(0, 1)).chunk(2)
     seen = views["seen"]
     pairs = (left, right, views["points"][1])

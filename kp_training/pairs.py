@@ -1,8 +1,8 @@
 """Rectified stereo pairs with disparity, as training pairs.
 
-A folder with a `scenes.json` as `kp evaluate middlebury` reads it is a set of stereo pairs: a list
-of `{"dir", "left", "right", "gt", "scale"}`, `gt` being the left image's disparity map, or left
-out. Pairs without one are trained on as single images.
+A folder with a `scenes.json`, as for `kp evaluate middlebury`, is a set of stereo pairs. The file
+is a list of `{"dir", "left", "right", "gt", "scale"}`. `gt` is the left image's disparity map and
+is optional. The images of a pair without it are used as single images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kp_training.evaluation.scenes import read_disparity
 
 @dataclass(frozen=True)
 class StereoPair:
-    """Where a pair's files lie, relative to the folder; `scale` divides the stored disparity."""
+    """The files of a pair, relative to the folder. Disparity is the stored value / `scale`."""
 
     scene: str
     left: str
@@ -28,10 +28,10 @@ class StereoPair:
 
 
 def find_pairs(folder: Path) -> list[StereoPair]:
-    """The stereo pairs that a folder lists; none if it lists none.
+    """The stereo pairs in the `scenes.json` of a folder; an empty list if there is no such file.
 
     Raises:
-        ValueError: the list cannot be read.
+        ValueError: the file cannot be read.
     """
     listing = folder / "scenes.json"
     if not listing.is_file():
@@ -42,7 +42,7 @@ def find_pairs(folder: Path) -> list[StereoPair]:
                 entry["dir"],
                 f"{entry['dir']}/{entry['left']}",
                 f"{entry['dir']}/{entry['right']}",
-                # A map of the right image is of no use here.
+                # Training needs the map of the left image.
                 f"{entry['dir']}/{entry['gt']}"
                 if entry.get("gt") and not entry.get("refright")
                 else None,
@@ -55,10 +55,10 @@ def find_pairs(folder: Path) -> list[StereoPair]:
 
 
 def right_disparity(folder: Path, pair: StereoPair) -> np.ndarray:
-    """Disparity at the pixels of the right image, (H, W) float32, 0 where it is not known.
+    """Disparity at the pixels of the right image, (H, W) float32, 0 where it is unknown.
 
-    Each left pixel is moved to where it is seen; the nearest surface, of the largest disparity,
-    hides what is behind it.
+    Each left pixel is moved to its position in the right image. Where several pixels meet, the
+    nearest surface (the largest disparity) wins.
     """
     left = read_disparity(folder / str(pair.disparity), pair.scale)
     row, column = np.nonzero(np.isfinite(left))

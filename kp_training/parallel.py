@@ -1,4 +1,4 @@
-"""Several processes that train together (`torchrun`), or one that trains alone."""
+"""Training with several processes (`torchrun`) or with one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kp_frontend.network import KeypointNetwork
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those that train together."""
+    """This process in the group of processes that train together."""
 
     rank: int
     world: int
@@ -24,11 +24,11 @@ class Process:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that labels, validates, writes and speaks."""
+        """Whether this process labels images, validates, writes files and prints."""
         return self.rank == 0
 
     def wrap(self, network: KeypointNetwork) -> nn.Module:
-        """The network with gradients averaged over the processes, and on GPUs batch statistics."""
+        """Average the network's gradients over all processes, on GPUs also batch statistics."""
         if self.world == 1:
             return network
         if self.device.startswith("cuda"):
@@ -45,7 +45,7 @@ class Process:
         return dict(zip(values, (total / self.world).tolist(), strict=True))
 
     def from_first(self, value: float) -> float:
-        """The first process's value; the others wait for it."""
+        """The value of the first process; all others wait for it."""
         if self.world == 1:
             return value
         shared = torch.tensor([value], device=self.device, dtype=torch.float64)
@@ -53,13 +53,13 @@ class Process:
         return shared.item()
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have reached this point."""
         if self.world > 1:
             dist.barrier()
 
 
 def join(device: str) -> Process:
-    """Join the processes that `torchrun` started; alone without it."""
+    """Join the group of processes that `torchrun` started; without it, a group of one."""
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if world == 1:
         return Process(0, 1, device)

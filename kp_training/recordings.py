@@ -1,4 +1,4 @@
-"""Images of a recording (ROS 1 or 2 bag), so that a robot's own can be trained on."""
+"""Extracts images from a bag (ROS 1 or 2), to train on recordings of a robot."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ import cv2
 from rich.progress import track
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
-NAMED = 5  # images that cannot be read are named up to this number, all are counted
+NAMED = 5  # maximum number of unreadable images that are listed; all are counted
 
 
 def extract_images(bag: Path, topic: str | None, cache: Path, every: int) -> Path:
-    """Write one of `every` images of a topic to a folder as `frame_000123.png`, once.
+    """Write every `every`-th image of a topic to a folder as `frame_000123.png`.
 
-    Images that cannot be read are left out; how many, and why, is printed.
+    Nothing is done if the folder already has the images of an earlier call with the same arguments.
+    Unreadable images are skipped; their number and the reasons are printed.
 
     Returns:
-        The folder. If it holds the images of an earlier call with the same bag, nothing is done.
+        The folder.
 
     Raises:
-        ValueError: no such bag or topic, several topics and none chosen, no image, or the folder
-            holds the images of something else.
+        ValueError: the bag or topic does not exist, the bag has several image topics and none is
+            given, no image can be read, or the folder has images of another bag.
     """
-    from kp_training.evaluation.bags.messages import grey_image  # only here: rosbags
+    # Imported late: only bags need rosbags.
+    from kp_training.evaluation.bags.messages import grey_image
     from kp_training.evaluation.bags.reader import Bag
     from kp_training.evaluation.bags.stereo import stamp_text
 
@@ -34,12 +36,12 @@ def extract_images(bag: Path, topic: str | None, cache: Path, every: int) -> Pat
         wanted = {"bag": str(bag.resolve()), "topic": topic or source["topic"], "every": every}
         if source != wanted:
             raise ValueError(
-                f"{cache} holds one of {source['every']} images of {source['topic']} of "
+                f"{cache} already has every {source['every']}. image of {source['topic']} of "
                 f"{source['bag']}; choose another folder"
             )
         return cache
     if cache.exists():
-        for frame in cache.glob("frame_*.png"):  # of a call that was interrupted
+        for frame in cache.glob("frame_*.png"):  # left by an interrupted call
             frame.unlink()
     written, reasons = 0, []
     with Bag(bag) as recording:
@@ -67,25 +69,25 @@ def extract_images(bag: Path, topic: str | None, cache: Path, every: int) -> Pat
         print(f"note: {note}")
     if reasons:
         some = "; ".join(reasons[:NAMED]) + ("; ..." if len(reasons) > NAMED else "")
-        print(f"left out, cannot be read: {len(reasons)} images ({some})")
+        print(f"skipped, not readable: {len(reasons)} images ({some})")
     if not written:
         why = "; ".join([*reasons[:1], *notes]) or "there is none"
-        raise ValueError(f"no image on {topic} of {bag} could be read: {why}")
+        raise ValueError(f"none of the images on {topic} of {bag} can be read: {why}")
     source = {"bag": str(bag.resolve()), "topic": topic, "every": every}
     done.write_text(json.dumps(source) + "\n")
     return cache
 
 
 def _source(file: Path) -> dict:
-    """What the images in a folder were extracted from.
+    """Read the bag, topic and step that the images of a folder were extracted with.
 
     Raises:
-        ValueError: the file does not say so.
+        ValueError: the file is broken.
     """
     try:
         source = json.loads(file.read_text())
         if source.keys() != {"bag", "topic", "every"}:
-            raise ValueError("other keys are expected")
+            raise ValueError("unexpected keys")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is broken, remove its folder: {error}") from error
+        raise ValueError(f"{file} is broken ({error}); remove its folder") from error
     return source

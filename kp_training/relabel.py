@@ -1,9 +1,9 @@
-"""Second-round labels: where a trained network itself fires, whatever the view.
+"""Second-round labels: keypoints that a trained network detects under random views.
 
-The network's heatmap is averaged over random homographies and lights of each image, and the peaks
-of the average become keypoints (homographic adaptation: DeTone et al., "SuperPoint", 2018). Their
-`repeat` is the share of those views in which the network has a keypoint at the same place, so
-training can leave out, or prefer, as it does with SIFT's.
+This is homographic adaptation (DeTone et al., "SuperPoint", 2018). The network's heatmap is
+averaged over random homographies and lighting changes of each image, and the peaks of the average
+become the labels. Their `repeat` is the share of views in which the network detects a keypoint at
+the same place, so training can filter these labels like SIFT's.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from kp_training.classics import random_homography
 from kp_training.labels import Labels, check_writable, image_seed, label_in_parts, read_grey
 from kp_training.views import NOISE, native_bf16, photometric, sample, transform
 
-BORDER = 6  # of a view, pixels, in which responses do not count: the network sees its edge there
-SAME = 1.5  # pixels within which a keypoint of a view is the same
+BORDER = 6  # pixels; responses nearer to the border of a view are ignored
+SAME = 1.5  # pixels; keypoints within this distance are the same
 NMS_RADIUS = 3  # pixels
-LOWEST_PEAK = 0.005  # of the averaged heatmap, that is labelled
+LOWEST_PEAK = 0.005  # lowest value of a labelled peak of the averaged heatmap
 
 
 def random_views(height: int, width: int, count: int, rng: np.random.Generator) -> Tensor:
-    """Homographies image -> view, (count, 3, 3) float32; the first is the identity."""
+    """Homographies from image to view, (count, 3, 3) float32; the first is the identity."""
     matrices = [np.eye(3)]
     for _ in range(count - 1):
         scale = np.exp(rng.uniform(-0.3, 0.2))
@@ -53,12 +53,12 @@ def adapted_keypoints(
 
     Args:
         image: (H, W) float in 0..255, H and W multiples of 16.
-        views: random views, the image itself among them.
-        most: N at most.
+        views: number of random views, including the image itself.
+        most: maximum N.
     """
     height, width = image.shape
     rng = np.random.default_rng(seed)
-    torch.manual_seed(seed)  # of the sensor's noise
+    torch.manual_seed(seed)  # for the sensor noise
     to_view = random_views(height, width, views, rng).to(image.device)
     rows, columns = torch.meshgrid(
         *(torch.arange(n, device=image.device, dtype=torch.float32) for n in (height, width)),
@@ -66,7 +66,7 @@ def adapted_keypoints(
     )
     pixels = torch.stack([columns, rows], -1).reshape(1, -1, 2).expand(views, -1, -1)
     source = transform(torch.linalg.inv(to_view), pixels)
-    # Where a view reaches beyond the image no edge may be seen: it would be labelled.
+    # Pixels beyond the image repeat its border: an edge there would be labelled.
     seen = sample(image.expand(views, 1, -1, -1), source, "border")
     seen = seen.reshape(views, 1, height, width)
     seen[1:] = photometric(
@@ -84,7 +84,7 @@ def adapted_keypoints(
     most = min(most, height * width // 16)
     scores, peak = _strongest(mean, most)
     xy = refine(mean, peak)
-    # Who is found again: keypoints of each view, moved back to the image.
+    # Keypoints that are found again: those of each view, mapped back to the image.
     view_scores, view_peaks = _strongest(heat, most)
     view_xy = transform(torch.linalg.inv(to_view), refine(heat, view_peaks))
     view_xy = torch.where(view_scores[..., None] > LOWEST_PEAK, view_xy, 1e6)
@@ -103,7 +103,7 @@ def _strongest(heat: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _inside(points: Tensor, height: int, width: int) -> Tensor:
-    """Which points (B, N, 2) lie in a view, its border left out, (B, N) bool."""
+    """Which points (B, N, 2) lie in a view but not in its border, (B, N) bool."""
     size = points.new_tensor([width, height])
     return ((points >= BORDER) & (points <= size - 1 - BORDER)).all(-1)
 
@@ -116,10 +116,10 @@ def relabel_folder(
     views: int = 12,
     most: int = 2000,
 ) -> tuple[Labels, list[Path]]:
-    """Label every image below a folder with a network's own keypoints; see `label_folder`.
+    """Label every image below a folder with the keypoints of a network; see `label_folder`.
 
     Raises:
-        ValueError: no readable image, or weights that cannot be used.
+        ValueError: there is no readable image, or the weights cannot be used.
     """
     network = load_network(model).to(device, memory_format=torch.channels_last)
     check_writable(out)
@@ -137,7 +137,7 @@ def relabel_folder(
             seed = image_seed(folder, path)
             found = adapted_keypoints(network, padded, views, most, seed)
             found = found[(found[:, 0] < width) & (found[:, 1] < height)]
-            size = np.full(len(found), 8.0)  # a network's keypoints have none; NMS keeps them apart
+            size = np.full(len(found), 8.0)  # nominal: networks have no size
             yield np.column_stack([found[:, :3], size, found[:, 3]])
 
     digest = hashlib.sha256(weights_path(model).read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""What is left of a run: `run.json`, the model card written from it, and its loss curves."""
+"""The results of a run: `run.json`, the model card, and the loss curves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_report(
     progress: dict[str, Any],
     process: Process,
 ) -> None:
-    """Write `run.json`, `card.md` and `curves.png` of a run that ended, and say its rates."""
+    """Write `run.json`, `card.md` and `curves.png` of a finished run, and print its rates."""
     rows = read_log(out / "log.jsonl")
     validations = [r for r in rows if "validation_loss" in r]
     best = min(validations, key=lambda r: r["validation_loss"])
@@ -66,7 +66,7 @@ def write_report(
 def card(run: dict[str, Any], name: str) -> str:
     """The model card of a run, Markdown."""
     config, data = run["config"], run["data"]
-    # Through JSON: tuples become lists, which YAML has.
+    # Convert through JSON: tuples become lists, which YAML supports.
     recipe = yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False)
     metrics = "\n".join(
         f"| {k} | {v:.4g} |" for k, v in run["best"].items() if k != "step" and v is not None
@@ -75,23 +75,24 @@ def card(run: dict[str, Any], name: str) -> str:
     begun = "random weights" if run["start"] is None else f"the weights {run['start']}"
     return f"""# {name}
 
-Keypoints and descriptors from grey images, network size `{config["size"]}`. Written by `kp train`.
+Keypoints and descriptors for grey images, network size `{config["size"]}`.
+This card was written by `kp train`.
 
 ## Training data
 
-{data["images"]} images ({data["training"]} to train, {data["validation"]} held out: `split.json`),
-{data["keypoints"]} keypoints as labels ({data["labels"] or "settings unknown"}).
-Images and labels have sha256 {data["sha256"]}.
-The terms of the images are their owners'; say them here before you pass the weights on.
+{data["images"]} images: {data["training"]} for training, {data["validation"]} held out
+(`split.json`); {data["keypoints"]} keypoints as labels ({data["labels"] or "settings unknown"}).
+SHA-256 of images and labels: {data["sha256"]}.
+Before you distribute the weights, state here under which terms the images may be used.
 
 ## Recipe
 
 Start: {begun}. Code: commit {run["commit"] or "unknown"}, torch {run["torch"]}.
-{run["steps"]} steps in {run["seconds"]:.0f} s on {run["machine"]}: {run["images_per_s"]:.1f}
-images/s, {run["data_wait"]:.1%} of the time waiting for data. The weights are those of step
-{run["best"]["step"]}, of the lowest validation loss.
+Training took {run["steps"]} steps in {run["seconds"]:.0f} s on {run["machine"]}:
+{run["images_per_s"]:.1f} images/s, {run["data_wait"]:.1%} of the time waiting for data.
+The weights are those of step {run["best"]["step"]}, which has the lowest validation loss.
 
-To train again, save this as RECIPE.yaml:
+To train again, save this recipe as RECIPE.yaml:
 
 ```yaml
 {recipe}```
@@ -104,12 +105,12 @@ To train again, save this as RECIPE.yaml:
 |---|---|
 {metrics}
 
-`repeatability` and `matching`: 300 keypoints, views related by known homographies, 3 px.
+`repeatability` and `matching` are for 300 keypoints in views related by known homographies (3 px).
 """
 
 
 def fingerprint(labels: Labels) -> str:
-    """SHA-256 of the images' names and digests, and of their labels."""
+    """SHA-256 of the names and digests of the images, and of their labels."""
     digest = hashlib.sha256("\n".join(labels.paths).encode())
     for array in (labels.digest, labels.start, labels.xy, labels.repeat, labels.response):
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -117,7 +118,7 @@ def fingerprint(labels: Labels) -> str:
 
 
 def fingerprint_file(model: str | Path) -> str:
-    """Name and SHA-256 of weights, by released name or file."""
+    """Name and SHA-256 of weights, given by released name or file."""
     from kp_frontend.network import weights_path
 
     path = weights_path(model)
@@ -125,7 +126,7 @@ def fingerprint_file(model: str | Path) -> str:
 
 
 def commit() -> str | None:
-    """The commit of the code, `+` behind it if files were changed since; None outside git."""
+    """The commit of the code, with a `+` if files were changed since; None outside git."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -141,11 +142,11 @@ def commit() -> str | None:
 
 
 def curves(rows: list[dict[str, Any]], path: Path) -> None:
-    """Training and validation losses against steps, as a picture."""
+    """Plot training and validation losses over steps."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print(f"no {path.name}: the package `matplotlib` is not installed")
+        print(f"{path.name} was not written: the package `matplotlib` is not installed")
         return
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     axes = figure.subplots(1, 3)

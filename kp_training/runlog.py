@@ -1,4 +1,4 @@
-"""What a run says while it goes on: progress bar, `log.jsonl`, TensorBoard."""
+"""The log of a run: progress bar, `log.jsonl`, TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class RunLog:
-    """Writes rows of figures; a resumed run drops what was written after its checkpoint."""
+    """Writes rows of values. A resumed run first drops the rows after its checkpoint."""
 
     def __init__(self, out: Path, steps: int, start: int, quiet: bool) -> None:
         self.out, self.start, self.quiet = out, start, quiet
@@ -37,7 +37,7 @@ class RunLog:
             self._file = path.open("a")
             self._board = _tensorboard(self.out, self.start, self.console)
         if self.start:
-            self.console.print(f"going on at step {self.start}")
+            self.console.print(f"resuming at step {self.start}")
         self.bar.start()
         return self
 
@@ -54,7 +54,7 @@ class RunLog:
         self, step: int, row: dict[str, float], images: int, seconds: float, waited: float,
         every: int,
     ) -> None:  # fmt: skip
-        """Count a step; every so many of them write a row with means and rates over them."""
+        """Count a step. After `every` steps, write a row with their means and rates."""
         self._rows.append(row)
         for name, value in (("images", images), ("seconds", seconds), ("waited", waited)):
             self._since[name] += value
@@ -76,7 +76,7 @@ class RunLog:
         self.bar.update(self.task, completed=step, description=describe(row))
 
     def validation(self, step: int, row: dict[str, float]) -> None:
-        """Write a row of validation, behind one of the training since the last."""
+        """Write a validation row, after the training row that completes it."""
         self._training(step)
         self._write({"step": step, **{f"validation_{k}": v for k, v in row.items()}}, "validation")
         self.console.print(f"step {step}, held-out images: {describe(row)}", soft_wrap=True)
@@ -92,7 +92,7 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Rows of a run's `log.jsonl`; a last line that a kill cut off is left out."""
+    """The rows of a run's `log.jsonl`; an incomplete last line is skipped."""
     rows = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
@@ -103,7 +103,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def describe(row: dict[str, float]) -> str:
-    """The figures of a row in words."""
+    """The values of a row as text."""
     shown = {"images_per_s": "{:.0f} images/s", "data_wait": "waiting {:.0%}", "step": ""}
     words = [
         shown.get(name, f"{name} {{:.3g}}").format(value)
@@ -117,6 +117,8 @@ def _tensorboard(out: Path, start: int, console: Console) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        console.print("no TensorBoard logs: the package `tensorboard` is not installed")
+        console.print(
+            "TensorBoard logs are not written: the package `tensorboard` is not installed"
+        )
         return None
     return SummaryWriter(str(out), purge_step=start + 1 if start else None)

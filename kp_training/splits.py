@@ -1,7 +1,7 @@
-"""Which images train and which validate: whole scenes or sequences, always the same way.
+"""Splits images into training and validation by scene or sequence.
 
-Images of one scene are alike, so a scene goes to one side as a whole. Which side is a function of
-the seed and the scene's name alone: it stays when images are added.
+Images of one scene are similar, so a scene is never divided. The side of a scene depends only on
+the seed and the name of the scene, and does not change when images are added.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import numpy as np
 from kp_training.labels import Labels
 from kp_training.pairs import find_pairs
 
-HELD_OUT = 1 / 20  # share of scenes that validate
-FRAMES = 50  # consecutive frames of a recording are one scene
+HELD_OUT = 1 / 20  # share of scenes for validation
+FRAMES = 50  # consecutive frames of a recording that form one scene
 RGBD = re.compile(r".+_\d+_\d+(_crop)?\.png")  # RGB-D Object Dataset: apple_1_2_34_crop.png
 FRAME = re.compile(r"frame_(\d+)\.\w+")  # as `recordings.extract_images` writes them
 
 
 def scene_of(path: str) -> str:
-    """The scene or sequence that an image belongs to, from its place in the data set.
+    """The scene or sequence of an image, from its path in the data set.
 
-    An object instance of the RGB-D Object Dataset (its folder), a part of a recording, or, in a
-    folder of unrelated images, the image itself.
+    It is an object instance of the RGB-D Object Dataset (its folder), a part of a recording, or,
+    for unrelated images, the image itself.
     """
     place = PurePosixPath(path)
     if frame := FRAME.fullmatch(place.name):
@@ -38,12 +38,12 @@ def scene_of(path: str) -> str:
 
 
 def split_images(labels: Labels, seed: int, file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the images that train and of those that validate, as written to `file`.
+    """Indices of the training and the validation images; writes the split to `file`.
 
-    A file that is there decides, so that a split can be given too.
+    If the file exists, its split is used, so you can define your own.
 
     Raises:
-        ValueError: the file is none, or names other images; or there is only one image.
+        ValueError: the file is invalid or names other images, or there is only one image.
     """
     paths = [Path(path).as_posix() for path in labels.paths]
     if not file.is_file():
@@ -55,9 +55,11 @@ def split_images(labels: Labels, seed: int, file: Path) -> tuple[np.ndarray, np.
         split = json.loads(file.read_text())
         sides = [set(split["train"]), set(split["validation"])]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not a split: lists `train` and `validation`") from error
+        raise ValueError(
+            f"{file} is not a split; it must have lists `train` and `validation`"
+        ) from error
     if sides[0] | sides[1] != set(paths) or sides[0] & sides[1] or not all(sides):
-        raise ValueError(f"{file} does not split the {len(paths)} labelled images in two")
+        raise ValueError(f"{file} does not split the {len(paths)} labelled images into two parts")
     train, validation = (np.flatnonzero([path in side for path in paths]) for side in sides)
     return train, validation
 
@@ -67,8 +69,8 @@ def _draw(paths: list[str], folder: Path, seed: int) -> dict[str, list[str]]:
     scene = {path: listed.get(path) or scene_of(path) for path in paths}
     scenes = sorted(set(scene.values()))
     if len(paths) < 2:
-        raise ValueError("there is one image only: none can be held out")
-    if len(scenes) == 1:  # a short recording: its last tenth
+        raise ValueError("there is only one image: none can be held out for validation")
+    if len(scenes) == 1:  # a short recording: hold out its last tenth
         cut = len(paths) - math.ceil(len(paths) / 10)
         return {"train": paths[:cut], "validation": paths[cut:]}
     lots = {s: hashlib.sha256(f"{seed} {s}".encode()).digest() for s in scenes}

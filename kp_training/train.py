@@ -1,11 +1,11 @@
 """The training loop: `kp train --config C --images DIR --out RUN`.
 
-RUN holds `labels.npz` (computed once) and `split.json`, `last.safetensors` (everything needed to go
-on after a stop), `best.safetensors` (the weights with the lowest validation loss), `log.jsonl`,
-TensorBoard's files, and at the end `run.json`, `card.md` and `curves.png`.
+RUN contains `labels.npz` (computed once), `split.json`, `last.safetensors` (checkpoint to resume
+from), `best.safetensors` (the weights with the lowest validation loss), `log.jsonl`, TensorBoard's
+files, and at the end `run.json`, `card.md` and `curves.png`.
 
-Started by `torchrun` it is the same loop: a step's micro-batches are dealt to the processes and
-their gradients averaged, so that several do together what one would do alone.
+Under `torchrun` the loop is the same. The micro-batches of a step are distributed over the
+processes and their gradients averaged, so several processes compute what one would.
 """
 
 from __future__ import annotations
@@ -54,24 +54,26 @@ def train(
     start: str | Path | None = None,
     middlebury: Path | None = None,
 ) -> Path:
-    """Train a network, or go on with a run that was stopped.
+    """Train a network, or resume an interrupted run.
 
     Args:
-        images: folder of images, searched in all depths.
-        out: the run's folder; made if missing, resumed if it holds a checkpoint.
+        config: the recipe.
+        images: folder of images, searched recursively.
+        out: folder of the run; created if missing, resumed if it has a checkpoint.
         device: torch device.
-        labels_file: labels of these images; without it SIFT's are computed and kept in `out`.
-        start: weights to start from instead of random ones, a released name or a file; those of a
-            smaller network become the first channels (`grow`).
-        middlebury: scenes on which to validate too.
+        workers: number of processes that read images.
+        labels_file: labels of these images; if None, SIFT labels are computed and stored in `out`.
+        start: weights to start from instead of random ones: a released name or a file. The weights
+            of a smaller network become the first channels (`grow`).
+        middlebury: folder of scenes to validate on as well.
 
     Returns:
-        The best weights' file.
+        The file with the best weights.
 
     Raises:
-        ValueError: no images, a run in `out` that was made with another recipe or other images,
-            or weights to start from that are of a larger network.
-        FloatingPointError: the loss is not finite or explodes; the last good checkpoint is kept.
+        ValueError: there are no images, `out` has a run with another recipe or other images, or
+            the weights to start from belong to a larger network.
+        FloatingPointError: the loss is not finite or diverges; the last good checkpoint is kept.
     """
     process = join(device)
     torch.manual_seed(config.seed)
@@ -103,7 +105,7 @@ def train(
 
 
 class Run:
-    """What changes from step to step: the network, its average, the optimiser, the progress."""
+    """The state of a run: the network, its moving average, the optimiser and the progress."""
 
     def __init__(
         self,
@@ -117,7 +119,7 @@ class Run:
         if rest:
             raise ValueError(
                 f"{process.world} processes cannot share {config.batch // config.micro} "
-                "micro-batches; set micro_batch so that they can"
+                "micro-batches equally; change micro_batch in the recipe"
             )
         self.config, self.process, self.out, self.network = config, process, out, network
         self.steps = steps
@@ -138,16 +140,16 @@ class Run:
         self.bf16 = native_bf16(process.device)
 
     def resume(self, data: str, start: str | None) -> None:
-        """Go on from the checkpoint in the run's folder, if there is one.
+        """Resume from the checkpoint in the folder of the run, if there is one.
 
         Args:
             data: fingerprint of the labels.
-            start: fingerprint of the weights that the run starts from.
+            start: fingerprint of the weights to start from.
 
         Raises:
-            ValueError: the checkpoint is of another network, recipe, labels or start.
+            ValueError: the checkpoint has another network, recipe, labels or start.
         """
-        # Through JSON, as a checkpoint stores it: tuples become lists.
+        # Convert through JSON, as a checkpoint stores it: tuples become lists.
         config = json.loads(json.dumps(asdict(self.config)))
         self.progress |= {"config": config, "data": data, "start": start}
         path = self.out / "last.safetensors"
@@ -156,9 +158,9 @@ class Run:
                 stored = load_checkpoint(
                     path, self.ema, self.network, self.optimizer, self.scheduler
                 )
-            except RuntimeError as error:  # pages of tensors whose sizes differ
+            except RuntimeError as error:  # tensors of other sizes
                 raise ValueError(
-                    f"{self.out} holds a run of another network; choose another folder"
+                    f"{self.out} has a run of another network; choose another folder"
                 ) from error
             for name, what in (
                 ("config", "with another recipe"),
@@ -166,12 +168,12 @@ class Run:
                 ("start", "from other weights"),
             ):
                 if stored[name] != self.progress[name]:
-                    raise ValueError(f"{self.out} holds a run {what}; choose another folder")
+                    raise ValueError(f"{self.out} has a run {what}; choose another folder")
             self.progress |= stored
         self.model = self.process.wrap(self.network)
 
     def step(self, batches: Iterator[dict[str, Tensor]], log: RunLog) -> None:
-        """One step of the optimiser on this process's micro-batches.
+        """One optimiser step on the micro-batches of this process.
 
         Raises:
             FloatingPointError: see `_check`.
@@ -198,14 +200,14 @@ class Run:
         log.step(progress["step"], row, 2 * config.batch, took, waited, LOG_EVERY)
 
     def _gradients(self, batches: Iterator[dict[str, Tensor]]) -> tuple[dict[str, Tensor], float]:
-        """Add up the gradients of a step; returns mean losses and the seconds waited for data."""
+        """Accumulate the gradients of a step; return mean losses and seconds waited for data."""
         process, micros = self.process, self.micros
         waited, sums = 0.0, {}
         for micro in range(micros):
             asked = time.perf_counter()
             batch = {k: v.to(process.device, non_blocking=True) for k, v in next(batches).items()}
             waited += time.perf_counter() - asked
-            # So that a resumed run, and several processes, draw the same numbers.
+            # A resumed run and several processes then draw the same numbers.
             place = (self.progress["step"] * micros + micro) * process.world + process.rank
             torch.manual_seed(self.config.seed * 1_000_003 + place)
             last = micro == micros - 1
@@ -216,7 +218,7 @@ class Run:
         return sums, waited
 
     def validate(self, validator: Validator, log: RunLog) -> bool:
-        """Measure the averaged network; returns whether it is the best so far."""
+        """Validate the averaged network; return whether it is the best so far."""
         progress = self.progress
         found = validator(self.ema.module) if self.process.first else {"loss": 0.0}
         loss = self.process.from_first(found["loss"])
@@ -232,7 +234,7 @@ class Run:
         return better
 
     def save(self, better: bool, keep: bool) -> None:
-        """Write the checkpoint; the weights too if they are the best, or to be kept."""
+        """Write the checkpoint, and the weights if they are the best or `keep` is set."""
         step = self.progress["step"]
         kept = [self.out / "best.safetensors"] if better else []
         if keep:
@@ -245,16 +247,16 @@ class Run:
         save_checkpoint(path, *state, self.progress)
 
     def patience_is_out(self) -> bool:
-        """Whether the validation loss has not fallen for as long as the recipe allows."""
+        """Whether the validation loss has stalled for longer than the recipe allows."""
         return 0 < self.config.patience <= self.progress["since_best"]
 
 
 def _data(
     config: TrainConfig, images: Path, out: Path, labels_file: Path | None, process: Process
 ) -> tuple[Labels, np.ndarray, np.ndarray]:
-    """The labels, and which of their images are for training and for validation.
+    """The labels, and the indices of their training and validation images.
 
-    The first process makes what is missing; the others then find it.
+    The first process creates missing files; the others then read them.
     """
     if process.first:
         labels = load_labels(images, labels_file) if labels_file else _labels(images, out)
@@ -269,7 +271,7 @@ def _data(
 def _batches(
     run: Run, labels: Labels, training: np.ndarray, workers: int
 ) -> Iterator[dict[str, Tensor]]:
-    """The micro-batches that this process has still to do, in order."""
+    """The remaining micro-batches of this process, in order."""
     config, process, steps = run.config, run.process, run.steps
     data = PairDataset(labels, training, steps * config.batch, config.seed, config.views)
     places = micro_batches(config, run.progress["step"], steps, process.rank, process.world)
@@ -288,8 +290,8 @@ def _labels(images: Path, out: Path) -> Labels:
         return load_labels(images, out / "labels.npz")
     labels, unreadable = label_folder(images, out / "labels.npz")
     for path in unreadable:
-        print(f"left out, cannot be read: {path}")
-    print(f"{len(labels)} images, {len(labels.xy) / len(labels):.0f} keypoints each")
+        print(f"skipped, not readable: {path}")
+    print(f"{len(labels)} images, {len(labels.xy) / len(labels):.0f} keypoints per image")
     return labels
 
 
@@ -309,8 +311,11 @@ def _optimizer(network: KeypointNetwork, config: TrainConfig) -> torch.optim.Opt
 
 
 def _scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> LRScheduler:
-    """Plateau: a tenth when the validation loss does not fall (torch's defaults). Cosine: linear
-    warm-up, then half a cosine down to 1 % of the peak."""
+    """The learning-rate schedule.
+
+    Plateau: divide by 10 when the validation loss stalls (torch's defaults). Cosine: linear
+    warm-up, then half a cosine down to 1 % of the peak.
+    """
 
     def share(step: int) -> float:
         if step < config.warmup:
@@ -324,7 +329,7 @@ def _scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int
 
 
 def _average(decay: float, averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-    """Exponential moving average whose span grows with the run, so that its start is forgotten."""
+    """Exponential moving average with a span that grows with the run, to forget its start."""
     get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))(averaged, current, count)
 
 
@@ -334,11 +339,11 @@ def _add(sums: dict[str, Tensor], parts: dict[str, Tensor], count: int) -> None:
 
 
 def _check(loss: float, norm: float, progress: dict, explosion: float, out: Path) -> None:
-    """Stop before a step is taken that would spoil the network, or kept that has.
+    """Stop the run before a bad step is applied or a bad checkpoint is written.
 
     Raises:
-        FloatingPointError: the loss or the gradient's norm is not finite, or the loss more than
-            `explosion` times the usual.
+        FloatingPointError: the loss or the gradient norm is not finite, or the loss exceeds
+            `explosion` times its running average.
     """
     usual = progress["usual"]
     exploded = usual is not None and loss > explosion * abs(usual)
@@ -347,7 +352,7 @@ def _check(loss: float, norm: float, progress: dict, explosion: float, out: Path
     what = (
         f"loss is {loss:.3g}" if not math.isfinite(loss) or exploded else "gradient is not finite"
     )
-    told = f", usually {usual:.3g}" if exploded else ""
+    average = f" (running average {usual:.3g})" if exploded else ""
     good = out / "last.safetensors"
     kept = f"the last good state is {good}" if good.is_file() else "there is no checkpoint yet"
-    raise FloatingPointError(f"{what} at step {progress['step']}{told}; {kept}")
+    raise FloatingPointError(f"{what} at step {progress['step']}{average}; {kept}")

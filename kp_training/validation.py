@@ -1,4 +1,4 @@
-"""How good a network in training is, on held-out images and on stereo scenes if there are any."""
+"""Validation of a network in training, on held-out images and optionally on stereo scenes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STEREO_METRICS = (
 
 @dataclass
 class Validator:
-    """Measures on held-out images, with the same views each time."""
+    """Measures a network on held-out images, always with the same views."""
 
     config: TrainConfig
     labels: Labels
@@ -48,7 +48,7 @@ class Validator:
         c = self.config
         pairs = min(MOST_PAIRS, 4 * c.batch)
         of_recipe = PairDataset(self.labels, self.held_out, pairs, c.seed + 1, c.views)
-        # The same views for every recipe, so that the figures of runs can be compared.
+        # The views are the same for every recipe, so that runs can be compared.
         views = ViewConfig(height=c.views.height, width=c.views.width, stereo_share=0.0)
         self._same_views = replace(c, views=views)
         homographies = PairDataset(self.labels, self.held_out, pairs, c.seed + 2, views)
@@ -57,8 +57,10 @@ class Validator:
 
     @torch.no_grad()
     def __call__(self, network: KeypointNetwork) -> dict[str, float]:
-        """Mean `loss` and its parts; `repeatability` and `matching` under known homographies; and
-        if there are scenes, the metrics of `kp evaluate middlebury`."""
+        """Mean `loss` and its parts, and `repeatability` and `matching` under known homographies.
+
+        With scenes, also the metrics of `kp evaluate middlebury`.
+        """
         network.eval()
         torch.manual_seed(self.config.seed)
         rows = []
@@ -66,7 +68,7 @@ class Validator:
             total, parts = losses(network, self._to_device(batch), self.config)
             rows.append({"loss": total, **parts})
         result = {key: float(np.mean([row[key].item() for row in rows])) for key in rows[0]}
-        if not np.isfinite(result["loss"]):  # the caller ends the run; nothing can be detected
+        if not np.isfinite(result["loss"]):  # the caller stops the run
             return result
         rows = [
             homography_metrics(network, self._to_device(batch), self._same_views)
@@ -84,8 +86,11 @@ class Validator:
 def homography_metrics(
     network: KeypointNetwork, batch: dict[str, Tensor], config: TrainConfig
 ) -> dict[str, float]:
-    """`repeatability` (3 px), `repeatability_1px` and `matching`, the share of mutual nearest
-    neighbours within 3 px of the truth, of pairs of views related by homographies."""
+    """Metrics of pairs of views related by homographies.
+
+    `repeatability` (3 px), `repeatability_1px`, and `matching`: the share of mutual nearest
+    neighbours within 3 px of the truth.
+    """
     views = make_views(batch, config)
     height, width = views["images"].shape[-2:]
     logits, features = network(views["images"].flatten(0, 1))

@@ -1,4 +1,4 @@
-"""The two views of a training sample, made on the training device: pixels, points and light."""
+"""Renders the two views of a training sample on the training device: pixels, points, lighting."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch.nn import functional as F
 
 from kp_training.config import TrainConfig
 
-LAMPS = (3, 4)  # grid of gains that light a view unevenly
-NOISE = 9 + LAMPS[0] * LAMPS[1]  # uniform numbers that fix the light of a view
-FRONT_GRIDS = (5, 8, 16)  # cells along a side of the random map that cuts layers out of canvases
-FRONT_ABOVE = 0.6  # of that map's values in 0..1 are the layer
-FRONT_SHARPNESS = 80.0  # of its outline, about a pixel wide
-FRONT_FLAT = 0.2  # of the layers are of one grey level
-FRONT_NEARER = (2.0, 40.0)  # pixels of disparity between it and the highest of the relief behind
-OUTLINE = 3  # pixels either side of a front layer's outline where nothing is labelled
+LAMPS = (3, 4)  # size of the grid of gains for uneven light
+NOISE = 9 + LAMPS[0] * LAMPS[1]  # uniform numbers that define the lighting of a view
+FRONT_GRIDS = (5, 8, 16)  # cells along a side of the random map that shapes front layers
+FRONT_ABOVE = 0.6  # threshold on that map (0..1): the layer is where it is higher
+FRONT_SHARPNESS = 80.0  # slope of its outline, about a pixel wide
+FRONT_FLAT = 0.2  # share of the layers with a single grey level
+FRONT_NEARER = (2.0, 40.0)  # disparity of the layer above the nearest relief behind it, pixels
+OUTLINE = 3  # pixels on both sides of a front layer's outline without labels
 
 
 def native_bf16(device: str) -> bool:
-    """Whether the training device multiplies bf16 natively, so that it is a gain."""
+    """Whether the training device supports bf16 natively, so that it is faster than fp32."""
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
@@ -31,7 +31,10 @@ def native_bf16(device: str) -> bool:
 def displacement(relief: Tensor, blocky: Tensor, height: int, width: int) -> Tensor:
     """Displacement along the row at each pixel of a view, (B, H, W), from coarse maps (B, h, w).
 
-    Smooth maps are slanted surfaces, blocky ones have depth edges with half-occlusions.
+    A smooth map is a slanted surface, a blocky one has depth edges with half-occlusions.
+
+    Args:
+        blocky: (B,) bool, which maps have steps.
     """
     smooth = F.interpolate(relief[:, None], (height, width), mode="bicubic", align_corners=True)
     steps = F.interpolate(relief[:, None], (height, width), mode="nearest")
@@ -39,15 +42,17 @@ def displacement(relief: Tensor, blocky: Tensor, height: int, width: int) -> Ten
 
 
 def sample(maps: Tensor, points: Tensor, outside: str = "zeros") -> Tensor:
-    """Bilinear values (B, C, N) of maps (B, C, H, W) at pixels (B, N, 2); outside they are 0, or
-    with `border` those of the nearest pixel."""
+    """Sample maps (B, C, H, W) bilinearly at pixels (B, N, 2); returns (B, C, N).
+
+    Values outside the map are 0, or those of the nearest pixel if `outside` is `border`.
+    """
     size = maps.new_tensor([maps.shape[3], maps.shape[2]])
     grid = (points + 0.5) / size * 2 - 1
     return F.grid_sample(maps, grid[:, None], "bilinear", outside, align_corners=False)[:, :, 0]
 
 
 def transform(homography: Tensor, points: Tensor) -> Tensor:
-    """Points (B, N, 2) under homographies (B, 3, 3)."""
+    """Apply homographies (B, 3, 3) to points (B, N, 2)."""
     moved = F.pad(points, (0, 1), value=1.0) @ homography.transpose(1, 2)
     return moved[..., :2] / moved[..., 2:].clamp(min=1e-6)
 
@@ -69,10 +74,10 @@ def warp_image(canvas: Tensor, to_view: Tensor, shift: Tensor) -> Tensor:
 
 
 def warp_points(points: Tensor, to_view: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Where canvas points (B, N, 2) are seen in a view, and whether they are, (B, N) bool.
+    """Positions of canvas points (B, N, 2) in a view, and whether they are visible, (B, N) bool.
 
-    Solves p + (shift(p), 0) = to_view(point) for p by fixed-point iteration; where it does not
-    converge the point is hidden behind a depth edge.
+    Solves p + (shift(p), 0) = to_view(point) for p by fixed-point iteration. Where it does not
+    converge, the point is hidden behind a depth edge.
     """
     goal = transform(to_view, points.nan_to_num(-1e4))
     place = goal.clone()
@@ -86,17 +91,18 @@ def warp_points(points: Tensor, to_view: Tensor, shift: Tensor) -> tuple[Tensor,
 
 
 def photometric(image: Tensor, noise: Tensor, kind: str = "camera") -> Tensor:
-    """Light and sensor.
+    """Apply random lighting and sensor effects.
 
     Args:
         image: (B, 1, H, W) in 0..255.
-        noise: (B, NOISE) uniform numbers that fix every change but the sensor noise's pixels.
-        kind: `jitter` changes contrast and brightness alone; `camera` also gamma, a gradient of
-            light, blur and noise; `strong` also uneven light, the lens's vignetting and JPEG's
-            blocks, and stronger noise.
+        noise: (B, NOISE) uniform numbers that define every change, except the pixels of the sensor
+            noise.
+        kind: `jitter` changes only contrast and brightness. `camera` adds gamma, a brightness
+            gradient, blur and noise. `strong` adds uneven light, vignetting, JPEG artefacts and
+            stronger noise.
 
     Returns:
-        (B, 1, H, W) float, rounded to what an 8-bit camera would give.
+        (B, 1, H, W) float, rounded like an 8-bit image.
     """
     u = (noise * 2 - 1)[:, :, None, None, None]
     x = (image / 255).clamp(0, 1)
@@ -124,8 +130,11 @@ def photometric(image: Tensor, noise: Tensor, kind: str = "camera") -> Tensor:
 
 
 def block_quantised(image: Tensor, step: Tensor) -> Tensor:
-    """What JPEG leaves of images (B, 1, H, W): the DCT of each 8x8 block, rounded to multiples of
-    `step`, (B, 1, 1, 1), that grows with the frequency. H and W multiples of 8."""
+    """Quantise images (B, 1, H, W) like JPEG.
+
+    The DCT of each 8x8 block is rounded to multiples of `step` (B, 1, 1, 1), scaled with the
+    frequency. H and W are multiples of 8.
+    """
     n = torch.arange(8, device=image.device, dtype=image.dtype)
     dct = torch.cos(math.pi / 8 * (n + 0.5) * n[:, None]) / 2
     dct[0] /= math.sqrt(2)
@@ -138,11 +147,12 @@ def block_quantised(image: Tensor, step: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Layer:
-    """An image as it is seen in one view.
+    """An image as seen in one view.
 
-    `canvas` (B, 1, C, C) in 0..255 and its grey level beyond the image, `fill` (B, 1, 1, 1);
-    `to_view` (B, 3, 3); `shift` (B, H, W), the displacement along the row; `clear` (B, 1, H, W), 1
-    where the layer is seen and no outline near, None if that is everywhere.
+    - `canvas` (B, 1, C, C): in 0..255, with grey level `fill` (B, 1, 1, 1) beyond the image
+    - `to_view` (B, 3, 3): homography from canvas to view
+    - `shift` (B, H, W): displacement along the row
+    - `clear` (B, 1, H, W): 1 where the layer is visible and no outline is near; None: everywhere
     """
 
     canvas: Tensor
@@ -152,12 +162,14 @@ class Layer:
     clear: Tensor | None = None
 
     def render(self) -> Tensor:
-        """The view, (B, 1, H, W)."""
+        """Render the view, (B, 1, H, W)."""
         return self.fill + warp_image(self.canvas - self.fill, self.to_view, self.shift)
 
     def place(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Where canvas points (B, N, 2) are in the view and whether they are seen, (B, N) bool;
-        NaN is not."""
+        """Positions of canvas points (B, N, 2) in the view, and whether they are visible, (B, N).
+
+        Points that are NaN are not visible.
+        """
         place, visible = warp_points(points, self.to_view, self.shift)
         if self.clear is not None:
             visible &= sample(self.clear, place)[:, 0] > 0.5
@@ -165,23 +177,23 @@ class Layer:
 
 
 def stereo_like(batch: dict[str, Tensor]) -> Tensor:
-    """Which samples are made like a rectified stereo pair, (B,) bool; real pairs are not."""
+    """Which samples imitate a rectified stereo pair, (B,) bool; False for real pairs."""
     return (batch["relief"][:, 1] != 0).flatten(1).any(1)
 
 
 def front_layers(
     batch: dict[str, Tensor], config: TrainConfig
 ) -> tuple[list[Layer], Tensor, Tensor]:
-    """Another image of the batch as it is seen in front, in each view.
+    """Another image of the batch in front of each sample, in both views.
 
-    It stands upright, nearer than the relief behind it. Without it an image hides nothing of itself
-    but at the steps of its relief, and corners where an outline crosses an edge behind it are as
-    good as any. Some are flat, as walls and poles are.
+    The layer is upright and nearer than the relief behind it. Without it, an image occludes itself
+    only at the steps of its relief, and corners between an outline and an edge behind it look like
+    any other keypoint. Some layers are flat, like walls and poles.
 
     Returns:
-        The layer in both views; where it is on its canvas, (B, 1, C, C) in 0..1, nowhere for a
-        sample that has none: real pairs and homographies; its keypoints, (B, K, 4), NaN where
-        there are none.
+        The layer in both views; its mask on the canvas, (B, 1, C, C) in 0..1, which is 0 for
+        samples without a layer (real pairs and homographies); its keypoints, (B, K, 4), NaN where
+        unused.
     """
     canvas, fill = _canvases(batch, 0)
     relief, device, (count, _, size, _) = batch["relief"], canvas.device, canvas.shape
@@ -204,10 +216,10 @@ def front_layers(
 
 
 def put_in_front(back: Layer, front: Layer, cover: Tensor) -> tuple[Tensor, list[Layer]]:
-    """A view (B, 1, H, W) of two layers, and both with what is clear of each.
+    """Compose a view of two layers, (B, 1, H, W); returns also both layers with their `clear` map.
 
     Args:
-        cover: (B, 1, C, C), where the front layer is on its canvas.
+        cover: (B, 1, C, C), mask of the front layer on its canvas.
     """
     alpha = warp_image(cover, front.to_view, front.shift)
     image = torch.lerp(back.render(), front.render(), alpha)
@@ -221,17 +233,20 @@ def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tenso
     """Render both views of a batch, with everything the losses need.
 
     Returns:
-        `images` (2, B, 1, H, W); `labels` (2, B, K, 2) places of the labelled keypoints in each
-        view and `sure` (2, B, K) how much each counts there, 0 where it is not seen; `points`
-        (2, B, M, 2) pixels of corresponding points in each view and `seen` (2, B, M) bool, which of
-        them each shows; `shift`
-        (2, B, H, W), the displacement along the row of each view, front layers left out, and
-        `known`, 1 where it is.
+        A dict:
+
+        - `images` (2, B, 1, H, W)
+        - `labels` (2, B, K, 2): positions of the labelled keypoints in each view
+        - `sure` (2, B, K): weight of each label, 0 where it is not visible
+        - `points` (2, B, M, 2): pixels of corresponding points in each view
+        - `seen` (2, B, M) bool: which of them each view shows
+        - `shift` (2, B, H, W): displacement along the row in each view, without front layers
+        - `known` (2, B, H, W): 1 where the shift is known
     """
     height, width = config.views.height, config.views.width
     keypoints = batch["keypoints"]
     size, count = batch["canvas"].shape[-1], keypoints.shape[2]
-    # Descriptors are also trained away from keypoints: a quarter of the points are anywhere.
+    # Descriptors are also trained away from keypoints: a quarter of the points are random.
     anywhere = torch.rand(len(keypoints), count // 4, 2, device=keypoints.device) * size
     candidates = [torch.cat([keypoints[:, 0, :, :2], anywhere], 1)]
     others = []  # keypoints of the front layer
@@ -255,7 +270,7 @@ def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tenso
         labels.append(place)
         sure.append(visible.float())
         known = torch.ones_like(shift)
-        if view == 1 and "real" in batch:  # the right image of a pair was seen as it is
+        if view == 1 and "real" in batch:  # real pair: use its measured disparity
             shift, known = _real_shift(batch, shift)
             layers[0] = replace(layers[0], shift=shift)
         place, visible = _place_all(layers, candidates)
@@ -264,7 +279,7 @@ def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tenso
         seen.append(visible)
         shifts.append(shift)
         knowns.append(known)
-    # What one view alone shows comes after what both do: it is there to be mistaken for a match.
+    # Points in both views come first, then those in one view, which serve as negatives.
     rank = torch.rand(seen[0].shape, device=keypoints.device) + seen[0].float() + seen[1]
     order = rank.topk(config.correspondences, 1)
     chosen = order.indices[..., None].expand(-1, -1, 2)
@@ -280,19 +295,21 @@ def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tenso
 
 
 def _canvases(batch: dict[str, Tensor], view: int) -> tuple[Tensor, Tensor]:
-    """The source images of a view, (B, 1, C, C), and what is beyond them, (B, 1, 1, 1)."""
+    """The canvases of a view, (B, 1, C, C), and their fill level, (B, 1, 1, 1)."""
     return batch["canvas"][:, view, None].float(), batch["fill"][:, None, None, None]
 
 
 def _place_all(layers: list[Layer], points: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """`Layer.place` of each layer's points (B, N, 2), one layer's after the other's."""
+    """`Layer.place` of the points (B, N, 2) of each layer, concatenated over layers."""
     found = [layer.place(own) for layer, own in zip(layers, points, strict=True)]
     return torch.cat([place for place, _ in found], 1), torch.cat([seen for _, seen in found], 1)
 
 
 def _real_shift(batch: dict[str, Tensor], shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Displacement in the right view, (B, H, W), by true disparity where a sample is a real pair,
-    and where it is known, (B, H, W), 0 or 1."""
+    """Displacement in the right view, (B, H, W), and where it is known, (B, H, W), 0 or 1.
+
+    Real pairs use their measured disparity.
+    """
     to_view, (_, height, width) = batch["to_view"][:, 1], shift.shape
     scale, move = to_view[:, 0, 0], to_view[:, :2, 2]
     y, x = torch.meshgrid(
@@ -311,11 +328,11 @@ def _real_shift(batch: dict[str, Tensor], shift: Tensor) -> tuple[Tensor, Tensor
 def across_views(
     points: Tensor, view: int, batch: dict[str, Tensor], views: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Where points (B, N, 2) of one view lie in the other, and whether they are seen there.
+    """Positions of points (B, N, 2) of one view in the other view, and whether they are visible.
 
     Args:
-        view: 0 or 1, which view the points belong to.
-        views: from `make_views`, of the batch.
+        view: 0 or 1, the view of the points.
+        views: result of `make_views` for the batch.
     """
     shift, known = views["shift"], views["known"]
     offset = sample(shift[view][:, None], points)[:, 0]

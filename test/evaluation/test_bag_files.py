@@ -397,8 +397,8 @@ def test_images_that_cannot_be_read_are_left_out_of_training(frames, messages, t
     path = write_mcap(tmp_path / "bag.mcap", [*bad, *left])
     folder = extract_images(path, None, tmp_path / "images", 1)
     assert len(list(folder.glob("*.png"))) == COUNT
-    assert "left out, cannot be read: 3 images (recorded at 0.000000000" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="could be read: recorded at"):
+    assert "skipped, not readable: 3 images (recorded at 0.000000000" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="can be read: recorded at"):
         extract_images(write_mcap(tmp_path / "bad.mcap", bad), None, tmp_path / "none", 1)
     (folder / "source.json").write_text("{}")
     with pytest.raises(ValueError, match=r"source\.json is broken"):

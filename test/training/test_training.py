@@ -255,7 +255,7 @@ def test_a_recipe_with_a_slip_is_refused(tmp_path):
     (tmp_path / "slip.yaml").write_text("stepz: 3\n")
     with pytest.raises(ValueError, match="stepz"):
         load_config(str(tmp_path / "slip.yaml"))
-    with pytest.raises(ValueError, match="no recipe"):
+    with pytest.raises(ValueError, match="unknown recipe"):
         load_config("nothing")
     for text, told in (
         ("batch: 0", "batch is 0, must be between 1"),
@@ -264,7 +264,10 @@ def test_a_recipe_with_a_slip_is_refused(tmp_path):
         ("views: {zoom: [a, 1]}", "zoom"),
         ("correspondences: 5000", "most_keypoints"),
         ("temperature: -1", "temperature"),
-        ("{micro_batch: 1, views: {front_share: 0.5}}", "front_share needs other images"),
+        (
+            "{micro_batch: 1, views: {front_share: 0.5}}",
+            "front_share needs a micro-batch of at least two",
+        ),
     ):
         (tmp_path / "slip.yaml").write_text(text)
         with pytest.raises(ValueError, match=told):

@@ -44,7 +44,7 @@ def test_labels_are_stored_and_unreadable_images_listed(training_images, tmp_pat
     assert json.loads(again.settings) == {"detector": "sift", "most": 2000, "views": 2}
     assert not list(tmp_path.glob("*.part*"))
     shutil.copy(images / "brick.png", images / "coins.png")  # another image of that name
-    with pytest.raises(ValueError, match=r"1 of its 4 images are not those below .* coins.png"):
+    with pytest.raises(ValueError, match=r"1 of its 4 images differ from those below .* coins.png"):
         load_labels(images, tmp_path / "labels.npz")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no images"):

@@ -160,9 +160,9 @@ def test_two_processes_train_as_one_does(training_images, training_labels, tmp_p
     assert len(moved) > 30 and min(moved) > 2e-3  # ten times what is tolerated
 
 
-@pytest.mark.parametrize(("bad", "told"), [(float("nan"), "nan"), (1e6, "usually")])
+@pytest.mark.parametrize(("bad", "message"), [(float("nan"), "nan"), (1e6, "running average")])
 def test_a_loss_that_breaks_stops_the_run_and_keeps_the_good_state(
-    bad, told, training_images, training_labels, tmp_path, monkeypatch
+    bad, message, training_images, training_labels, tmp_path, monkeypatch
 ):
     config = small("release", steps=8, batch=1, micro_batch=0, validate_every=2)
     real, calls = loop.losses, []
@@ -173,7 +173,7 @@ def test_a_loss_that_breaks_stops_the_run_and_keeps_the_good_state(
         return (total * bad if len(calls) == 4 else total), parts
 
     monkeypatch.setattr(loop, "losses", broken)
-    with pytest.raises(FloatingPointError, match=f"{told}.*last good state"):
+    with pytest.raises(FloatingPointError, match=f"{message}.*last good state"):
         train(config, training_images, tmp_path, "cpu", 0, training_labels)
     kept = load_file(tmp_path / "last.safetensors")
     assert all(tensor.isfinite().all() for tensor in kept.values())
@@ -207,7 +207,7 @@ def test_a_larger_network_starts_as_the_released_small_one(
     rows = read_log(tmp_path / "log.jsonl")
     first = next(row for row in rows if "validation_matching" in row)
     assert first["validation_matching"] > 0.3  # a new network's is next to none
-    with pytest.raises(ValueError, match="cannot shrink"):
+    with pytest.raises(ValueError, match="cannot start from a larger network"):
         train(small("release"), training_images, tmp_path / "b", "cpu", 0, None, start=best)
 
 
