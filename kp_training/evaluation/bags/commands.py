@@ -56,7 +56,7 @@ def _print_topics(path: Path, file: Path | None = None) -> None:
         report = {"path": str(path), "seconds": bag.duration, "start_ns": bag.start,
                   "messages": bag.count, "topics": topics, "notes": bag.notes}  # fmt: skip
     console.print(table)
-    for note in report["notes"]:
+    for note in bag.notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False)
     if file:
         file.write_text(json.dumps(report, indent=1) + "\n")

@@ -50,27 +50,27 @@ def evaluate_bag(
         raise ValueError("recorded features cannot be played: give either --features or --live")
     with Bag(path) as bag:
         topics = choose_topics(bag, given)
-        if topics.left is None:
+        if topics.left is None and topics.features is not None:
             if live:
                 raise ValueError(f"{path} has features only: there are no images to play")
-            return _recorded_alone(bag, topics), None
+            return _recorded_alone(bag, topics, topics.features), None
         camera = StereoBag(bag, topics, slop, raw)
+        runs: dict[str, Run] = {}
+        told: dict[str, dict] = {}
         if topics.features is not None and not live:
-            runs, told = {"recorded": _recorded(camera)}, {}
+            runs["recorded"] = _recorded(camera, topics.features)
         else:
             name, source = Path(config.model).stem, Offline(config, camera.skipped)
-            offline = _offline(camera, source)
-            runs, told = {name: offline}, {}
-            if live:
-                size = source.first_size
+            offline = runs[name] = _offline(camera, source)
+            if live and (size := source.first_size):
                 runs[f"{name} live"], told = _live(camera, offline, config, size, out, rate)
         result = _result(bag, topics, runs, *_images(camera, config, runs)) | told
         return result, list(runs.values())[-1].example
 
 
-def _recorded(camera: StereoBag) -> Run:
+def _recorded(camera: StereoBag, topic: str) -> Run:
     """With the features that the bag carries."""
-    found = recorded_features(camera.bag, camera.topics.features, camera.skipped)
+    found = recorded_features(camera.bag, topic, camera.skipped)
     lonely = sorted(found.keys() - set(camera.stamps))
     camera.skipped += [f"{stamp_text(stamp)}: features without images" for stamp in lonely]
 
@@ -133,14 +133,14 @@ def recorded_features(bag: Bag, topic: str, skipped: list[str]) -> dict[int, Ste
     return found
 
 
-def _recorded_alone(bag: Bag, topics: StereoTopics) -> dict:
+def _recorded_alone(bag: Bag, topics: StereoTopics, topic: str) -> dict:
     """Of a bag with features and no images: what needs none."""
     skipped: list[str] = []
     truths = {}
-    for _, _, raw in bag.messages({topics.disparity} - {None}):
-        truths[stamp_of(raw)] = true_disparity(bag.read(topics.disparity, raw))
+    for name, _, raw in bag.messages([topics.disparity] if topics.disparity else []):
+        truths[stamp_of(raw)] = true_disparity(bag.read(name, raw))
     metrics, run = StreamMetrics(), Run()
-    for stamp, features in recorded_features(bag, topics.features, skipped).items():
+    for stamp, features in recorded_features(bag, topic, skipped).items():
         truth = truths.get(stamp)
         if truth is not None and truth.shape != (features.height, features.width):
             skipped.append(f"{stamp_text(stamp)}: the disparity map has another size")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TypeAlias
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -39,7 +41,8 @@ INPUTS = {
     "left/camera_info": CameraInfo,
     "right/camera_info": CameraInfo,
 }
-Message = Image | bytes  # bytes: serialised
+Outgoing: TypeAlias = Image | CameraInfo | bytes  # bytes: a serialised message
+Spin = Callable[[float], None]  # serves callbacks for at most so many seconds
 
 
 @dataclass
@@ -114,51 +117,74 @@ def play(
     played = Played()
     environment = private_environment()
     os.environ.update(environment)
+    with (
+        _spinning(played) as (player, executor),
+        Progress(transient=True) as bar,
+        process(*node_command(config, camera, size), environment=environment, log=log) as node,
+    ):
+        task = bar.add_task("starting the node", total=len(camera.stamps))
+
+        def spin(seconds: float) -> None:
+            executor.spin_once(timeout_sec=seconds)
+            bar.update(task, completed=len(played.messages))
+            check_alive(node, log, "the node")
+
+        _wait_until_ready(player, spin)
+        bar.update(task, description="playing")
+        _send(camera, player, rate, spin)
+        _wait_for_the_rest(camera, player, spin)
+    return played
+
+
+@contextmanager
+def _spinning(played: Played) -> Iterator[tuple[_Player, SingleThreadedExecutor]]:
+    """A player and the executor that serves it, in a context that ends with them."""
     rclpy.init()
     player = _Player(played)
     executor = SingleThreadedExecutor()
     executor.add_node(player)
     try:
-        with (
-            Progress(transient=True) as bar,
-            process(*node_command(config, camera, size), environment=environment, log=log) as node,
-        ):
-            task = bar.add_task("starting the node", total=len(camera.stamps))
-            begin = time.monotonic()
-            while not player.ready():
-                executor.spin_once(timeout_sec=0.1)
-                check_alive(node, log, "the node")
-                if time.monotonic() - begin > NODE_START_SECONDS:
-                    raise RuntimeError(f"the node is not ready after {NODE_START_SECONDS:.0f} s")
-            time.sleep(0.5)  # both ends of every connection know each other by now
-            bar.update(task, description="playing")
-            for due, topic, message in _schedule(camera, rate):
-                while (left := due - time.monotonic()) > 0:
-                    executor.spin_once(timeout_sec=left)
-                bar.update(task, completed=len(played.messages))
-                check_alive(node, log, "the node")
-                if topic.endswith("image"):
-                    player.sent[_stamp(message)] = time.monotonic()
-                player.inputs[topic].publish(message)
-            player.last_news = time.monotonic()
-            images = sum(camera.images.values())
-            while len(played.messages) < len(camera.stamps) and not player.idle(images):
-                executor.spin_once(timeout_sec=0.1)
-                bar.update(task, completed=len(played.messages))
-                check_alive(node, log, "the node")
-                if time.monotonic() - player.last_news > PATIENCE:
-                    break
-            settled = time.monotonic() + 1.5  # one more report of the node's counters
-            while time.monotonic() < settled:
-                executor.spin_once(timeout_sec=0.1)
+        yield player, executor
     finally:
         executor.shutdown()
         player.destroy_node()
         rclpy.try_shutdown()
-    return played
 
 
-def _stamp(message: Message) -> int:
+def _wait_until_ready(player: _Player, spin: Spin) -> None:
+    begin = time.monotonic()
+    while not player.ready():
+        spin(0.1)
+        if time.monotonic() - begin > NODE_START_SECONDS:
+            raise RuntimeError(f"the node is not ready after {NODE_START_SECONDS:.0f} s")
+    time.sleep(0.5)  # both ends of every connection know each other by now
+
+
+def _send(camera: StereoBag, player: _Player, rate: float, spin: Spin) -> None:
+    """Publish every message of the bag when it is due."""
+    for due, topic, message in _schedule(camera, rate):
+        while (left := due - time.monotonic()) > 0:
+            spin(left)
+        spin(0.0)
+        if topic.endswith("image"):
+            player.sent[_stamp(message)] = time.monotonic()
+        player.inputs[topic].publish(message)
+
+
+def _wait_for_the_rest(camera: StereoBag, player: _Player, spin: Spin) -> None:
+    """Wait until the node has processed or dropped every image, then for its last counters."""
+    player.last_news = time.monotonic()
+    images = sum(camera.images.values())
+    while len(player.played.messages) < len(camera.stamps) and not player.idle(images):
+        spin(0.1)
+        if time.monotonic() - player.last_news > PATIENCE:
+            break
+    settled = time.monotonic() + 1.5
+    while time.monotonic() < settled:
+        spin(0.1)
+
+
+def _stamp(message: Outgoing) -> int:
     """Stamp of a message or of its bytes, nanoseconds."""
     if isinstance(message, bytes):
         return stamp_of(message)
@@ -191,16 +217,16 @@ def _yaml(value: bool | int | float | str) -> str:
     return str(value)
 
 
-def _schedule(camera: StereoBag, rate: float) -> Iterator[tuple[float, str, Message]]:
+def _schedule(camera: StereoBag, rate: float) -> Iterator[tuple[float, str, Outgoing]]:
     """When to publish what: seconds of the monotonic clock, topic of the node, message or bytes."""
     topics = camera.topics
-    names = {
+    nodes = {
         topics.left: "left/image",
         topics.right: "right/image",
         topics.left_info: "left/camera_info",
         topics.right_info: "right/camera_info",
     }
-    names.pop(None, None)
+    names = {topic: name for topic, name in nodes.items() if topic is not None}
     begin, first = time.monotonic(), None
     for topic, when, raw in camera.bag.messages(names):
         first = when if first is None else first
@@ -212,7 +238,7 @@ def _schedule(camera: StereoBag, rate: float) -> Iterator[tuple[float, str, Mess
         yield begin + (when - first) / 1e9 / rate, names[topic], message
 
 
-def _prepared(camera: StereoBag, topic: str, raw: bytes) -> Message:
+def _prepared(camera: StereoBag, topic: str, raw: bytes) -> Outgoing:
     """A message of the bag as the node wants it: its own bytes, or decoded.
 
     Raises:

@@ -7,13 +7,14 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from kp_frontend.ros import standins
+from kp_training.evaluation.bags.reader import Message
 from kp_training.evaluation.frames import Camera
 
 standins.put_on_path()
 from cv_bridge import CvBridge, CvBridgeError  # noqa: E402  the real one, or ours
 
 
-def grey_image(message: object) -> np.ndarray:
+def grey_image(message: Message) -> np.ndarray:
     """Grey uint8 image (H, W) of an Image, as the node converts it, or of a CompressedImage.
 
     Raises:
@@ -31,7 +32,7 @@ def grey_image(message: object) -> np.ndarray:
         raise ValueError(f"an image cannot be decoded: {error}") from error
 
 
-def camera_of(info: object) -> Camera:
+def camera_of(info: Message) -> Camera:
     """The camera of a CameraInfo."""
     k, r, p = (np.asarray(v, np.float64) for v in (info.k, info.r, info.p))
     return Camera(
@@ -40,7 +41,7 @@ def camera_of(info: object) -> Camera:
     )  # fmt: skip
 
 
-def true_disparity(message: object) -> np.ndarray:
+def true_disparity(message: Message) -> np.ndarray:
     """Disparity map (H, W) float32 of a DisparityImage, NaN where unknown.
 
     Unknown is what is not finite or outside `min_disparity` to `max_disparity`.
@@ -61,7 +62,7 @@ def true_disparity(message: object) -> np.ndarray:
     return disparity
 
 
-def pose_of(message: object) -> np.ndarray:
+def pose_of(message: Message) -> np.ndarray:
     """Pose (4, 4) of a PoseStamped.
 
     Raises:

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import zstandard
 from rosbags.typesys import TypesysError, get_types_from_idl, get_types_from_msg
@@ -28,6 +29,8 @@ CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 DISPARITY = "stereo_msgs/msg/DisparityImage"
 POSE = "geometry_msgs/msg/PoseStamped"
 FEATURES = "kp_msgs/msg/StereoFeatures"
+
+Message = Any  # an object of rosbags with the fields of its ROS message type
 
 PARSED = ("ros2msg", "ros2idl")
 # What a broken message or definition makes rosbags raise.
@@ -195,7 +198,7 @@ class Bag:
             raw = bytes(self._own.ros1_to_cdr(raw, channel.type))
         return raw
 
-    def read(self, topic: str, raw: bytes) -> object:
+    def read(self, topic: str, raw: bytes) -> Message:
         """The message in serialised bytes of a topic.
 
         Raises:

@@ -86,8 +86,8 @@ class Offline:
             calibration = None
         try:
             if frame.left.shape != self._size:
-                self.frontend.warm_up(*frame.left.shape, frame.raw)
-                self._size = frame.left.shape
+                self._size = height, width = frame.left.shape
+                self.frontend.warm_up(height, width, frame.raw)
                 self.first_size = self.first_size or self._size
             begin = time.perf_counter()
             features = self.frontend(frame.left, frame.right, calibration)

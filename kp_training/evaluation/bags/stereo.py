@@ -81,7 +81,7 @@ def choose_topics(bag: Bag, given: StereoTopics) -> StereoTopics:
             bag.require(truth[name], kind)
         elif len(bag.of_type(kind)) == 1:
             truth[name] = bag.of_type(kind)[0]
-    return StereoTopics(left, right, *infos, **truth, features=features)
+    return StereoTopics(left, right, infos[0], infos[1], features=features, **truth)
 
 
 def _info_of(image: str) -> str:
@@ -152,6 +152,9 @@ class StereoBag:
 
     def __post_init__(self) -> None:
         t = self.topics
+        if t.left is None or t.right is None:
+            raise ValueError(f"{self.bag.path}: the image topics are not known")
+        self._sides = t.left, t.right
         kinds = (t.left, t.right, t.left_info, t.right_info, t.disparity, t.pose)
         of: dict[str, list[int]] = {name: [] for name in kinds if name}
         infos: dict[str, dict[int, Camera]] = {n: {} for n in (t.left_info, t.right_info) if n}
@@ -165,7 +168,7 @@ class StereoBag:
                     self._poses[stamp] = pose_of(self.bag.read(topic, raw))
             except ValueError as error:
                 self.skipped.append(f"{stamp_text(stamp)}: {error}")
-        left, right = (np.array(of[name], np.int64) for name in (t.left, t.right))
+        left, right = (np.array(of[name], np.int64) for name in self._sides)
         pairs = pair_stamps(left, right, round(self.slop * 1e9))
         self._pair_of = (
             {i: n for n, (i, _) in enumerate(pairs)},
@@ -177,8 +180,8 @@ class StereoBag:
             ("left", "right"), (left, right), self._pair_of, strict=True
         ):
             self.unpaired[side] = [int(s) for i, s in enumerate(stamps) if i not in paired]
-        self._infos = [Infos(infos.get(n, {})) for n in (t.left_info, t.right_info)]
-        self._truths = set(of.get(t.disparity, ()))
+        self._infos = [Infos(infos[n] if n else {}) for n in (t.left_info, t.right_info)]
+        self._truths = set(of[t.disparity] if t.disparity else ())
         if not pairs:
             raise ValueError(
                 f"{self.bag.path}: none of {len(left)} images of {t.left} and {len(right)} of "
@@ -189,15 +192,16 @@ class StereoBag:
 
     def frames(self) -> Iterator[StereoFrame]:
         """The pairs, with what is known of them; one that cannot be used is named in `skipped`."""
-        t = self.topics
-        seen = {t.left: 0, t.right: 0}
+        left, right = self._sides
+        truth = self.topics.disparity
+        seen = {left: 0, right: 0}
         parts: dict[int, dict[str, bytes]] = {}
         n_of_stamp = {stamp: n for n, stamp in enumerate(self.stamps)}
-        for topic, stamp, raw in self._stamped({t.left, t.right, t.disparity} - {None}):
-            if topic == t.disparity:
+        for topic, stamp, raw in self._stamped([left, right, *([truth] if truth else [])]):
+            if topic == truth:
                 n = n_of_stamp.get(stamp)
             else:
-                n = self._pair_of[topic == t.right].get(seen[topic])
+                n = self._pair_of[topic == right].get(seen[topic])
                 seen[topic] += 1
             if n is None:
                 continue
@@ -225,43 +229,44 @@ class StereoBag:
         return self._infos[side].at(stamp)
 
     def _frame(self, n: int, raws: dict[str, bytes]) -> StereoFrame | None:
-        t, stamp = self.topics, self.stamps[n]
+        stamp = self.stamps[n]
+        left_topic, right_topic = self._sides
         try:
-            messages = [self.bag.read(topic, raws[topic]) for topic in (t.left, t.right)]
-            left, right = map(grey_image, messages)
+            message = self.bag.read(left_topic, raws[left_topic])
+            left = grey_image(message)
+            right = grey_image(self.bag.read(right_topic, raws[right_topic]))
             if left.shape != right.shape:
                 raise ValueError(f"the left image is {left.shape}, the right one {right.shape}")
         except ValueError as error:
             self.skipped.append(f"{stamp_text(stamp)}: {error}")
             return None
-        cameras = tuple(
-            self.camera_at(side, stamp_of(raws[topic]))
-            for side, topic in enumerate((t.left, t.right))
-        )
+        left_camera = self.camera_at(0, stamp_of(raws[left_topic]))
+        right_camera = self.camera_at(1, stamp_of(raws[right_topic]))
         frame = StereoFrame(
             stamp,
             left,
             right,
-            None if None in cameras else cameras,
-            self._disparity(stamp, raws.get(t.disparity), left.shape),
+            (left_camera, right_camera) if left_camera and right_camera else None,
+            self._disparity(stamp, raws, left.shape),
             self._poses.get(stamp),
-            messages[0].header.frame_id,
+            message.header.frame_id,
             self.raw,
         )
         if self.raw and frame.cameras is None:
-            raise ValueError(f"{t.left} is raw, and has no camera_info that rectifies it")
-        if not self.raw and "raw" in t.left and frame.cameras and frame.cameras[0].distorted:
-            raise ValueError(f"{t.left} is not rectified, says its camera_info: give --raw")
+            raise ValueError(f"{left_topic} is raw, and has no camera_info that rectifies it")
+        if not self.raw and "raw" in left_topic and frame.cameras and frame.cameras[0].distorted:
+            raise ValueError(f"{left_topic} is not rectified, says its camera_info: give --raw")
         return frame
 
     def _disparity(
-        self, stamp: int, raw: bytes | None, shape: tuple[int, int]
+        self, stamp: int, raws: dict[str, bytes], shape: tuple[int, ...]
     ) -> np.ndarray | None:
         """The true disparity of a pair, if there is one that fits it."""
-        if raw is None:
+        topic = self.topics.disparity
+        if topic is None or topic not in raws:
             return None
         try:
-            disparity = true_disparity(self.bag.read(self.topics.disparity, raw))
+            disparity = true_disparity(self.bag.read(topic, raws[topic]))
             if disparity.shape != shape:
                 raise ValueError(f"the disparity map is {disparity.shape}, the image {shape}")
         except ValueError as error:

@@ -36,9 +36,12 @@ class StorageFile(Protocol):
     `start` and `end` are when the first and the last message were recorded, nanoseconds.
     """
 
-    channels: list[Channel]
     start: int
     end: int
+
+    @property
+    def channels(self) -> list[Channel]:
+        """What the file holds."""
 
     def messages(self, wanted: Collection[Channel]) -> Iterator[tuple[Channel, int, bytes]]:
         """Messages of some channels: channel, time of recording in nanoseconds, serialised."""

@@ -88,7 +88,9 @@ class McapFile:
         closed = self._walk()
         if not closed:
             self._from_summary()
-        counts = dict(self._statistics.channel_message_counts) if self._statistics else {}
+        counts: dict[int, int] = {}
+        if self._statistics:
+            counts |= self._statistics.channel_message_counts
         if not closed or not counts or counts.keys() - self._by_id.keys():
             self._scan(counts)
         elif self._statistics:
@@ -236,7 +238,8 @@ class McapFile:
 
     def _messages(self, segment: _Segment) -> Iterator[tuple[int, int, bytes]]:
         """Channel's number, time and bytes of the messages of a segment."""
-        data, begin, end = self._data, segment.begin, segment.end
+        data: Data = self._data
+        begin, end = segment.begin, segment.end
         if segment.chunk:
             try:
                 data = self._unpacked(segment)

@@ -220,6 +220,8 @@ def truth_metrics(features: StereoFeatures, truth: np.ndarray) -> Row:
     """
     blank = np.zeros(truth.shape, np.uint8)
     scene = Scene("", blank, blank, truth)
-    sides = ((side.keypoints, side.descriptors) for side in (features.left, features.right))
-    found = scene_metrics(scene, *sides) | published_metrics(features, truth)
+    left, right = features.left, features.right
+    found = scene_metrics(
+        scene, (left.keypoints, left.descriptors), (right.keypoints, right.descriptors)
+    ) | published_metrics(features, truth)
     return {name: value for name, value in found.items() if "unoccluded" not in name}

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 from rosbags.interfaces import (
+    Connection,
     Qos,
     QosDurability,
     QosHistory,
@@ -26,6 +27,7 @@ from kp_training.evaluation.bags.reader import (
     DISPARITY,
     IMAGE,
     POSE,
+    Message,
     remove_bag,
     storage_of,
 )
@@ -48,31 +50,31 @@ class _Messages:
         self.store = typestore()
         self.type = self.store.types
 
-    def header(self, stamp: int, frame_id: str) -> object:
+    def header(self, stamp: int, frame_id: str) -> Message:
         time = self.type["builtin_interfaces/msg/Time"](*divmod(stamp, 1_000_000_000))
         return self.type["std_msgs/msg/Header"](time, frame_id)
 
-    def image(self, header: object, pixels: np.ndarray, encoding: str) -> object:
+    def image(self, header: Message, pixels: np.ndarray, encoding: str) -> Message:
         height, width = pixels.shape
         data = np.ascontiguousarray(pixels).view(np.uint8).reshape(-1)
         step = width * pixels.itemsize
         return self.type[IMAGE](header, height, width, encoding, 0, step, data)
 
-    def camera_info(self, header: object, camera: Camera) -> object:
+    def camera_info(self, header: Message, camera: Camera) -> Message:
         return self.type[CAMERA_INFO](
             header, camera.height, camera.width, camera.model, camera.d,
             camera.k.reshape(-1), camera.r.reshape(-1), camera.p.reshape(-1), 0, 0, self._roi(),
         )  # fmt: skip
 
-    def _roi(self) -> object:
+    def _roi(self) -> Message:
         return self.type["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
 
-    def disparity(self, header: object, frame: StereoFrame) -> object:
+    def disparity(self, header: Message, frame: StereoFrame, disparity: np.ndarray) -> Message:
         calibration = frame.calibration()
-        known = frame.disparity[np.isfinite(frame.disparity)]
+        known = disparity[np.isfinite(disparity)]
         return self.type[DISPARITY](
             header,
-            self.image(header, frame.disparity.astype("<f4"), "32FC1"),
+            self.image(header, disparity.astype("<f4"), "32FC1"),
             calibration.fx if calibration else 0.0,
             calibration.baseline if calibration else 0.0,
             self._roi(),
@@ -81,13 +83,13 @@ class _Messages:
             0.0,
         )
 
-    def pose(self, header: object, pose: np.ndarray) -> object:
+    def pose(self, header: Message, pose: np.ndarray) -> Message:
         point = self.type["geometry_msgs/msg/Point"](*map(float, pose[:3, 3]))
         turn = Rotation.from_matrix(pose[:3, :3]).as_quat()
         quaternion = self.type["geometry_msgs/msg/Quaternion"](*map(float, turn))
         return self.type[POSE](header, self.type["geometry_msgs/msg/Pose"](point, quaternion))
 
-    def of_frame(self, frame: StereoFrame, image_name: str) -> list[tuple[str, str, object]]:
+    def of_frame(self, frame: StereoFrame, image_name: str) -> list[tuple[str, str, Message]]:
         """Topic, type and message of all that is known of a frame."""
         rig = f"{frame.camera}/" if frame.camera else ""
         heads = [self.header(frame.stamp, f"{rig}{s}_optical") for s in ("left", "right")]
@@ -103,7 +105,8 @@ class _Messages:
             image = self.image(head, getattr(frame, side), "mono8")
             messages.append((f"/{side}/{image_name}", IMAGE, image))
         if frame.disparity is not None:
-            messages.append((DISPARITY_TOPIC, DISPARITY, self.disparity(heads[0], frame)))
+            truth = self.disparity(heads[0], frame, frame.disparity)
+            messages.append((DISPARITY_TOPIC, DISPARITY, truth))
         if frame.pose is not None:
             world = self.header(frame.stamp, "world")
             messages.append((POSE_TOPIC, POSE, self.pose(world, frame.pose)))
@@ -124,7 +127,9 @@ def write_bag(sequence: Sequence, path: Path, storage: str | None = None) -> dic
     """
     remove_bag(path)
     plugin = StoragePlugin[(storage or storage_of(path)).upper()]
-    messages, connections, counts = _Messages(), {}, {}
+    messages = _Messages()
+    connections: dict[str, Connection] = {}
+    counts: dict[str, int] = {}
     image_name = "image_raw" if sequence.raw else "image_rect"
     with _complete(path), Writer(path, version=9, storage_plugin=plugin) as writer:
         for frame in track(sequence.frames, "writing", total=sequence.length):
