@@ -1,6 +1,6 @@
-"""From the network's logits to keypoints. Fixed shapes, no host synchronisation.
+"""Keypoints from the network's logits. Fixed shapes, no host synchronisation.
 
-Nor are constants copied from the host (no `new_tensor`): a CUDA graph could not capture it.
+No constants are copied from the host either (no `new_tensor`): a CUDA graph cannot capture that.
 
 Pixel coordinates throughout: (0, 0) is the centre of the top-left pixel, x to the right, y down.
 """
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# A score and a place in a block, packed in one number: 24 bits, which float32 holds exactly. Powers
-# of two, so that unpacking is exact where an engine divides by multiplying with the reciprocal.
+# A score and a position in a block, packed into one number of 24 bits, which float32 represents
+# exactly. Powers of two make unpacking exact in engines that divide by multiplying with the
+# reciprocal.
 LEVELS = 2**19
 PLACES = 2**4
-REFINE_RADIUS = 2  # of the window whose centroid is the sub-pixel position, pixels
+REFINE_RADIUS = 2  # of the window for the sub-pixel centroid, pixels
 
 
 def heatmap(logits: Tensor) -> Tensor:
@@ -28,10 +29,10 @@ def heatmap(logits: Tensor) -> Tensor:
 
 
 def mean_heat(heat: Tensor) -> Tensor:
-    """Mean heat of the 3x3 pixels around each pixel, (B, H, W) in 0..1; beyond the image it is 0.
+    """Mean heat of the 3x3 pixels around each pixel, (B, H, W) in 0..1; 0 beyond the image.
 
-    By this keypoints are ranked. A keypoint between pixels is spread over up to four of them: the
-    height of its peak alone says how it falls on the pixel grid, which differs between views.
+    Keypoints are ranked by this value. A keypoint between pixels is spread over up to four of them,
+    so the height of its peak depends on the pixel grid and differs between views.
     """
     padded = F.pad(heat, (1, 1, 1, 1))
     rows = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]
@@ -39,16 +40,19 @@ def mean_heat(heat: Tensor) -> Tensor:
 
 
 def block_side(radius: int) -> int:
-    """Side of the blocks of which each gives one candidate: none holds two keypoints; and not more
-    than 4, so that score and place in the block fit one float32."""
+    """Side of the blocks that provide one candidate keypoint each.
+
+    A block never holds two keypoints. It is at most 4 pixels wide, so that a score and a position
+    in the block fit into one float32.
+    """
     return min(radius + 1, 4)
 
 
 def block_peaks(heat: Tensor, side: int) -> Tensor:
-    """The strongest pixel of each block, (B, h, w), score and place in one number.
+    """The strongest pixel of each block, (B, h, w), with score and position in one number.
 
-    A peak is `floor(score * LEVELS) * PLACES + place`, place being side * y + x in the block, so
-    one maximum finds both. Scores are rounded down by 2e-6 at most.
+    A peak is `floor(score * LEVELS) * PLACES + place`, where place is side * y + x in the block, so
+    one maximum finds both. Scores are rounded down by at most 2e-6.
 
     Args:
         heat: (B, H, W) in 0..1.
@@ -60,7 +64,7 @@ def block_peaks(heat: Tensor, side: int) -> Tensor:
 
 
 def unpack(peaks: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Score, x and y in the block of packed peaks, as floats."""
+    """Score, and x and y in the block, of packed peaks, as floats."""
     level = (peaks / PLACES).floor()
     place = peaks - level * PLACES
     y = ((place + 0.5) / side).floor()
@@ -68,17 +72,17 @@ def unpack(peaks: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def suppress(peaks: Tensor, radius: int, rounds: int = 2) -> Tensor:
-    """Non-maximum suppression among the blocks' peaks (B, h, w): all but the kept ones set to 0.
+    """Non-maximum suppression among the peaks of blocks (B, h, w); discarded peaks become 0.
 
-    Greedy suppression keeps the strongest, discards what lies within `radius` rows and columns of
-    it, and goes on with what is left. Each round here keeps all peaks that have no stronger one
-    near them, as greedy would, and discards their neighbours; `rounds` bounds how long a chain of
-    ever weaker neighbours is followed. What differs from greedy suppression of all pixels: a block
-    whose peak is discarded gives no second one. Of the 1024 strongest keypoints of a 640x480 image
-    86 to 88 % are the same with radius 2 to 4, the others nearly as strong.
+    Greedy suppression keeps the strongest peak, discards all others within `radius` rows and
+    columns, and repeats this with the rest. Each round here keeps, like greedy suppression, all
+    peaks without a stronger one near them, and discards their neighbours. `rounds` limits the
+    length of a chain of ever weaker neighbours. Unlike with greedy suppression of all pixels, a
+    block with a discarded peak provides no second one. Of the 1024 strongest keypoints of a 640x480
+    image, 86 to 88 % are the same with radius 2 to 4, and the others are nearly as strong.
     """
     side = block_side(radius)
-    reach = (radius + side - 1) // side  # how many blocks away a near pixel may be
+    reach = (radius + side - 1) // side  # distance of the farthest block with a near pixel
     steps = range(-reach, reach + 1)
     offsets = [(dy, dx) for dy in steps for dx in steps if (dy, dx) != (0, 0)]
     size = peaks.shape[1:]
@@ -98,9 +102,9 @@ def suppress(peaks: Tensor, radius: int, rounds: int = 2) -> Tensor:
     for (dy, dx), other, other_x, other_y in others:
         apart_x, apart_y = (side * dx + other_x - x).abs(), (side * dy + other_y - y).abs()
         near.append((apart_x <= radius) & (apart_y <= radius))
-        # Of two equals one must be the stronger: here the first in reading order of the blocks.
+        # Of two equal peaks, the first one in reading order of the blocks wins.
         stronger.append(near[-1] & (other >= peaks if (dy, dx) < (0, 0) else other > peaks))
-    left = (peaks >= PLACES).to(peaks.dtype)  # a score of at least one step
+    left = (peaks >= PLACES).to(peaks.dtype)  # a score of at least one level
     kept = left
     for i in range(rounds):
         if i:
@@ -116,8 +120,8 @@ def top_keypoints(peaks: Tensor, side: int, count: int) -> tuple[Tensor, Tensor]
         peaks: (B, h, w) from `block_peaks`, 0 where there is none.
 
     Returns:
-        Scores (B, count) in falling order, 0 where there are fewer keypoints, and pixel positions
-        (B, count, 2) int64, x and y.
+        Scores (B, count) in descending order, 0 where there are fewer keypoints, and pixel
+        positions (B, count, 2) int64, x and y.
     """
     strongest, block = peaks.flatten(1).topk(count, dim=1)
     scores, x, y = unpack(strongest, side)
@@ -127,13 +131,16 @@ def top_keypoints(peaks: Tensor, side: int, count: int) -> tuple[Tensor, Tensor]
 
 
 def centroid(heat: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Centroid (B, K, 2) of the 5x5 heatmap window around each pixel, from that pixel, and the
-    window's heat (B, K)."""
+    """Centroid of the 5x5 heatmap window around each pixel.
+
+    Returns:
+        Offset of the centroid from the pixel (B, K, 2), and the heat in the window (B, K).
+    """
     width = heat.shape[2]
     r = REFINE_RADIUS
     padded = F.pad(heat, (r, r, r, r))
     side, stride = 2 * r + 1, width + 2 * r
-    steps = torch.arange(side, device=heat.device)  # from the window's top left corner
+    steps = torch.arange(side, device=heat.device)  # from the top left corner of the window
     dy, dx = (grid.flatten() for grid in torch.meshgrid(steps, steps, indexing="ij"))
     corner = pixels[..., 1] * stride + pixels[..., 0]
     place = corner[..., None] + dy * stride + dx
@@ -154,11 +161,11 @@ def detect(
     """Keypoints of each image of a batch, strongest first.
 
     Args:
-        logits: (B, 1, H, W), the network's.
-        size: height and width of the image proper; what lies beyond is padding.
-        count: K, the fixed number of rows in the results.
+        logits: (B, 1, H, W) of the network.
+        size: height and width of the image; pixels beyond are padding.
+        count: K, the fixed number of rows of the results.
         radius: of non-maximum suppression, pixels, at least 2.
-        border: width of the frame in which no keypoint is reported, pixels.
+        border: width of the border without keypoints, pixels.
 
     Returns:
         Positions (B, K, 2) and scores (B, K). A score is the heat of the 3x3 pixels around the
@@ -172,6 +179,7 @@ def detect(
     peaks = suppress(block_peaks(mean_heat(heat) * inner, side), radius)
     mean, pixels = top_keypoints(peaks, side, count)
     scores = (9 * mean).clamp(max=1.0)
-    x, y = refine(heat, pixels).unbind(-1)  # with a narrow border the window may reach beyond
+    # With a narrow border, the window can reach beyond the image.
+    x, y = refine(heat, pixels).unbind(-1)
     xy = torch.stack([x.clamp(0, width - 1), y.clamp(0, height - 1)], -1)
     return xy, scores

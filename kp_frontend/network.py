@@ -1,13 +1,17 @@
-"""The keypoint network, its sizes by name, and loading and saving of its weights.
+"""The keypoint network: its sizes by name, and loading and saving of its weights.
 
-A SuperPoint-style network (DeTone et al., "SuperPoint: Self-Supervised Interest Point Detection
+The network follows SuperPoint (DeTone et al., "SuperPoint: Self-Supervised Interest Point Detection
 and Description", 2018): one encoder, a detector head, and a descriptor head at 1/8 resolution. It
-differs where later work showed how: the encoder strides instead of pooling, a 1/16 level widens the
-view, and the detector goes back up to 1/2 resolution through the encoder's levels (feature pyramid:
-Lin et al., 2017). At 1/8 resolution, as SuperPoint's, it has a channel for each of the 64 pixels of
-a cell, and what it finds depends on how the image lies on the grid of cells. To a descriptor the
-detector's features at 1/4 resolution are added (hypercolumns: Hariharan et al., 2015), which tell
-apart what lies in one cell; sampled at the keypoints first, they cost next to nothing.
+has these differences:
+
+- The encoder uses strided convolutions instead of pooling. A 1/16 level enlarges the receptive
+  field.
+- The detector works at 1/2 resolution, through the levels of the encoder (feature pyramid: Lin et
+  al., 2017). SuperPoint's detector has one channel for each of the 64 pixels of a 1/8 cell, so its
+  keypoints depend on how the image lies on the grid of cells.
+- A descriptor also uses the detector's features at 1/4 resolution (hypercolumns: Hariharan et al.,
+  2015), which distinguish points within one cell. They are sampled at the keypoints first, which
+  costs very little.
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ SIZES: dict[str, NetworkConfig] = {
 
 
 def upsampled(x: Tensor) -> Tensor:
-    """Twice as high and wide, bilinear."""
+    """Upsample to twice the height and width, bilinear."""
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
@@ -64,7 +68,7 @@ class ConvBlock(nn.Sequential):
 
 
 class Stage(nn.Module):
-    """A strided convolution, then `depth - 1` convolutions with a shortcut around them."""
+    """A strided convolution, then `depth - 1` convolutions with a residual connection."""
 
     def __init__(self, inputs: int, outputs: int, depth: int) -> None:
         super().__init__()
@@ -77,8 +81,10 @@ class Stage(nn.Module):
 
 
 class Detector(nn.Module):
-    """Keypoint logits of each pixel from the levels at 1/2, 1/4 and 1/8 resolution, coarse to fine:
-    the coarse ones know what is there, the fine ones where."""
+    """Keypoint logits of each pixel, from the levels at 1/2, 1/4 and 1/8 resolution.
+
+    The coarse levels provide context, the fine ones the position.
+    """
 
     def __init__(self, channels: tuple[int, ...], widths: tuple[int, int]) -> None:
         super().__init__()
@@ -91,11 +97,17 @@ class Detector(nn.Module):
         self.up = nn.ConvTranspose2d(quarter, half, 2, stride=2)
         self.half_mix = ConvBlock(half, half)
         self.logits = nn.Conv2d(half, 4, 1)
-        nn.init.constant_(self.logits.bias, -4.0)  # one keypoint in a cell, about
+        nn.init.constant_(self.logits.bias, -4.0)  # about one keypoint per cell
 
     def forward(self, half: Tensor, quarter: Tensor, eighth: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H/2, W/2), (B, C, H/4, W/4), (B, C, H/8, W/8) in; (B, 1, H, W) logits out, and
-        features (B, C, H/4, W/4)."""
+        """Run the detector.
+
+        Args:
+            half, quarter, eighth: levels (B, C, H/2, W/2), (B, C, H/4, W/4), (B, C, H/8, W/8).
+
+        Returns:
+            Logits (B, 1, H, W), and features (B, C, H/4, W/4).
+        """
         half, quarter, eighth = (
             layer(x) for layer, x in zip(self.lateral, (half, quarter, eighth), strict=True)
         )
@@ -105,7 +117,7 @@ class Detector(nn.Module):
 
 
 class KeypointNetwork(nn.Module):
-    """Grey images in, keypoint logits out, and features that describe any pixel."""
+    """Maps grey images to keypoint logits, and to features that describe any pixel."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -123,14 +135,14 @@ class KeypointNetwork(nn.Module):
         self.fine = nn.Linear(config.detector_channels[1], config.descriptor_dim, bias=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Run the network on images; `describe` says what lies at a pixel.
+        """Run the network on images. `describe` turns the features into descriptors.
 
         Args:
             image: (B, 1, H, W) uint8 (or float in 0..255), H and W multiples of 16.
 
         Returns:
-            (B, 1, H, W) logits that a keypoint is at a pixel, and the features of which `describe`
-            makes descriptors, (B, D, H/8, W/8) and (B, C, H/4, W/4).
+            Keypoint logits (B, 1, H, W), and features for `describe`, (B, D, H/8, W/8) and
+            (B, C, H/4, W/4).
         """
         x = (image.to(self.coarse.weight.dtype) - 127.5) / 64.0
         half = self.stages[0](x)
@@ -141,33 +153,33 @@ class KeypointNetwork(nn.Module):
         return logits, (self.descriptor(eighth), fine)
 
     def describe(self, features: tuple[Tensor, Tensor], xy: Tensor) -> Tensor:
-        """Unit descriptors (B, K, D) at pixels (B, K, 2), from `forward`'s features."""
+        """Unit descriptors (B, K, D) at pixels (B, K, 2), from the features of `forward`."""
         coarse, fine = features
         fine = sample_features(fine, xy, 4).to(self.fine.weight.dtype)
         return F.normalize(sample_features(coarse, xy, 8) + self.fine(fine).float(), dim=-1)
 
 
 def build_network(size: str) -> KeypointNetwork:
-    """Make an untrained network of a named size.
+    """Create an untrained network of a named size.
 
     Raises:
         ValueError: the name is not one of `SIZES`.
     """
     if size not in SIZES:
-        raise ValueError(f"unknown network size {size!r}: one of {', '.join(SIZES)}")
+        raise ValueError(f"unknown network size {size!r}; sizes: {', '.join(SIZES)}")
     return KeypointNetwork(SIZES[size])
 
 
 def released_weights() -> list[str]:
-    """Names of the networks whose weights come with the package."""
+    """Names of the networks with weights in this package."""
     return sorted(path.stem for path in WEIGHTS_DIR.glob("*.safetensors"))
 
 
 def weights_path(model: str | Path) -> Path:
-    """Path of a released network's weights, or `model` itself if it names a file.
+    """Path of the weights of a released network, or `model` itself if it is a file.
 
     Raises:
-        ValueError: neither a released network nor a file.
+        ValueError: `model` is neither a released network nor a file.
     """
     released = WEIGHTS_DIR / f"{model}.safetensors"
     if released.is_file():
@@ -188,7 +200,7 @@ def save_network(
 
 
 def weights(network: KeypointNetwork) -> dict[str, Tensor]:
-    """Parameters and running statistics by name, as they are stored."""
+    """Parameters and running statistics by name, as stored in a file."""
     return {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
 
 
@@ -196,8 +208,8 @@ def load_network(model: str | Path) -> KeypointNetwork:
     """Load a network for inference by released name or from a safetensors file.
 
     Raises:
-        ValueError: no such weights; or the file is truncated, not safetensors, or of another kind
-            of network.
+        ValueError: the weights do not exist, or the file is truncated, not safetensors, or of
+            another kind of network.
     """
     path = weights_path(model)
     try:
@@ -213,9 +225,9 @@ def load_network(model: str | Path) -> KeypointNetwork:
         )
         network = KeypointNetwork(config)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not hold a keypoint network of this package") from error
+        raise ValueError(f"{path} does not contain a keypoint network of kp_frontend") from error
     expected = {name: tensor.shape for name, tensor in weights(network).items()}
     if expected != {name: tensor.shape for name, tensor in state.items()}:
-        raise ValueError(f"{path} does not fit the architecture that it names")
+        raise ValueError(f"{path} does not match the architecture in its header")
     network.load_state_dict(state, strict=False)  # only the batch counters are missing
     return network.eval()

@@ -1,6 +1,6 @@
-"""Raw pixels to rectified ones inside the pipeline. Fixed shapes, no host synchronisation.
+"""Rectifies points inside the pipeline. Fixed shapes, no host synchronisation.
 
-The images stay as they are: only points move, through a table that `RawStereoCalibration` makes.
+Images are not warped: only points are rectified, with a table from `RawStereoCalibration`.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from torch.nn import functional as F
 from kp_frontend.calibration import MAP_MARGIN, MAP_STEP, NOWHERE
 from kp_frontend.sampling import sampling_grid
 
-SPAN = 2.0  # half the way over which the map's slope is taken, pixels; less than the map's margin
+SPAN = 2.0  # half width of the central difference, pixels; less than the margin of the map
 
 
 def rectify(xy: Tensor, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rectified places of raw keypoints, and how the raw image moves there.
+    """Rectify raw keypoints, and return the local Jacobian of the inverse mapping.
 
     Args:
         xy: (B, K, 2) raw pixels.
-        maps: (B, 2, h, w) as `RawStereoCalibration.maps`.
+        maps: (B, 2, h, w) as in `RawStereoCalibration.maps`.
 
     Returns:
-        Rectified pixels (B, K, 2); steps (B, K, 2, 2), whose first column is the way in the raw
-        image of one pixel to the right in the rectified one, the second of one pixel down; and
-        whether the place is one that the rectified image plane has, (B, K) bool.
+        Rectified pixels (B, K, 2). Jacobian (B, K, 2, 2): the first column is the displacement in
+        the raw image for one pixel to the right in the rectified image, the second for one pixel
+        down. Whether the point lies in the rectified image plane, (B, K) bool.
     """
     x, y = xy.unbind(-1)
     cross = torch.stack(
@@ -41,7 +41,7 @@ def rectify(xy: Tensor, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     grid = sampling_grid((cross + MAP_MARGIN) / MAP_STEP, *maps.shape[2:])
     found = F.grid_sample(maps, grid, "bilinear", "border", align_corners=False)
     places, left, right, above, below = found.permute(0, 2, 3, 1).unbind(1)
-    # The slope of raw -> rectified, turned round.
+    # Invert the Jacobian of raw -> rectified.
     a, c = ((right - left) / (2 * SPAN)).unbind(-1)
     b, d = ((below - above) / (2 * SPAN)).unbind(-1)
     inside = found.abs().amax((1, 2)) < NOWHERE / 1e3

@@ -1,4 +1,4 @@
-"""Values of maps between their pixels.
+"""Bilinear sampling of maps.
 
 Pixel coordinates throughout: (0, 0) is the centre of the top-left pixel, x to the right, y down.
 """
@@ -11,14 +11,21 @@ from torch.nn import functional as F
 
 
 def sampling_grid(xy: Tensor, height: int, width: int) -> Tensor:
-    """Pixels (..., 2) of an image as `grid_sample` wants them, -1..1 over the outer pixel edges."""
+    """Convert pixels (..., 2) to the range of `grid_sample`, -1..1 over the outer pixel edges."""
     x, y = xy.unbind(-1)
     return torch.stack([(x + 0.5) * (2 / width) - 1, (y + 0.5) * (2 / height) - 1], -1)
 
 
 def sample_features(features: Tensor, xy: Tensor, stride: int) -> Tensor:
-    """Features (B, K, C) at pixels (B, K, 2) of an image, bilinear, from a map of 1/`stride` of its
-    resolution, (B, C, H/stride, W/stride); beyond the map its border goes on."""
+    """Sample features at pixels of an image, bilinear. Beyond the map, its border is repeated.
+
+    Args:
+        features: (B, C, H/stride, W/stride), a map at 1/`stride` of the image resolution.
+        xy: (B, K, 2) pixels of the image.
+
+    Returns:
+        (B, K, C).
+    """
     grid = sampling_grid(xy, stride * features.shape[2], stride * features.shape[3])
     found = F.grid_sample(
         features.float(), grid[:, None], "bilinear", "border", align_corners=False

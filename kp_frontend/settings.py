@@ -1,7 +1,7 @@
-"""Settings that a user may choose: each declared once, with its default, range and meaning.
+"""User settings, each declared once with its default, range and meaning.
 
-A config is a frozen dataclass whose fields are made by `setting`. From the same declarations come
-the checks here, the node's parameters and their table in the documentation.
+A config is a frozen dataclass with fields made by `setting`. The checks below, the parameters of
+the node and their table in the documentation are generated from these declarations.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ def setting(
     choices: tuple[str, ...] = (),
     fixed: bool = False,
 ) -> Any:
-    """A field of a config.
+    """Declare a field of a config.
 
     Args:
-        default: its type is the type of the setting; whole numbers are taken for a float.
-        meaning: in words, with the unit.
+        default: default value; its type is the type of the setting. A float accepts integers.
+        meaning: description with the unit.
         low, high: bounds of a number, inclusive.
-        choices: the words that a string may be; any if there are none.
-        fixed: whether it cannot change once the engine is built or the node runs.
+        choices: allowed values of a string; empty allows any.
+        fixed: whether the setting is fixed once the engine is built or the node runs.
     """
     return field(
         default=default,
@@ -43,7 +43,7 @@ def setting(
 
 
 def bounds(declared: Field) -> tuple[float, float] | None:
-    """Lowest and highest value of a setting, None if it is no number."""
+    """Lowest and highest value of a setting; None if it is not a number."""
     low = declared.metadata["low"]
     return None if low is None else (low, declared.metadata["high"])
 
@@ -52,7 +52,7 @@ def check(config: object) -> None:
     """Check the type and range of every setting of a config.
 
     Raises:
-        ValueError: says which setting, what it is and what it may be.
+        ValueError: names the setting, its value and the allowed values.
     """
     for f in fields(config):
         value, kind = getattr(config, f.name), type(f.default)
@@ -60,12 +60,12 @@ def check(config: object) -> None:
         if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)):
             raise ValueError(f"{f.name} is {value!r}, must be a {kind.__name__}")
         limits, choices = bounds(f), f.metadata["choices"]
-        if limits and not limits[0] <= value <= limits[1]:  # NaN is not within either
+        if limits and not limits[0] <= value <= limits[1]:  # NaN fails too
             raise ValueError(f"{f.name} is {value}, must be between {limits[0]} and {limits[1]}")
         if choices and value not in choices:
             raise ValueError(f"{f.name} is {value!r}, must be one of {', '.join(choices)}")
 
 
 def fixed_settings(config: type) -> tuple[str, ...]:
-    """Names of the settings that cannot change later."""
+    """Names of the settings that cannot change while the node runs."""
     return tuple(f.name for f in fields(config) if f.metadata["fixed"])

@@ -1,1 +1,1 @@
-"""How good features are, measured: any method on Middlebury's scenes."""
+"""Evaluation of keypoint methods on stereo pairs, image pairs, bags and sequences."""

@@ -1,4 +1,4 @@
-"""Commands of evaluation: evaluate."""
+"""The evaluation command of `kp`: evaluate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kp_frontend.cli import add_command, count, rate, size
 
-if TYPE_CHECKING:  # imported where they are used: `kp --help` loads neither torch nor matplotlib
+if TYPE_CHECKING:  # imported where used, so that `kp --help` loads neither torch nor matplotlib
     from rich.table import Table
 
     from kp_frontend.config import FrontendConfig
@@ -96,18 +96,18 @@ def _odometry(arguments: argparse.Namespace) -> None:
 def _methods(listed: str, further: Iterable[str] = ()) -> list[str]:
     names = [*(name for name in listed.split(",") if name), *further]
     if not names:
-        raise ValueError("no method is given: name some with --methods")
+        raise ValueError("no method is given; list some with --methods")
     return names
 
 
 def _of_pairs(arguments: argparse.Namespace) -> tuple:
-    """The options that all evaluations of image pairs have, in their order."""
+    """The common arguments of all evaluations of image pairs, in order."""
     names = _methods(arguments.methods, arguments.method)
     return arguments.folder, names, arguments.max_keypoints, arguments.size, arguments.seeded
 
 
 def _finish_pairs(out: Path, metrics: dict, page: Page) -> None:
-    """`_finish` of an evaluation of image pairs: a row for each metric."""
+    """`_finish` for an evaluation of image pairs: one table row per metric."""
     from rich.table import Table
 
     from kp_training.evaluation.page import shown
@@ -123,7 +123,7 @@ def _finish_pairs(out: Path, metrics: dict, page: Page) -> None:
 
 
 def _finish(out: Path, metrics: dict, page: Page, table: Table, lines: list[str]) -> None:
-    """Write metrics.json and report.html, print the table and what else there is to say."""
+    """Write metrics.json and report.html, then print the table and `lines`."""
     from rich.console import Console
 
     from kp_training.evaluation.results import write_metrics
@@ -131,7 +131,7 @@ def _finish(out: Path, metrics: dict, page: Page, table: Table, lines: list[str]
     write_metrics(out, metrics)
     page.write(out / "report.html")
     console = Console()
-    if not console.is_terminal:  # a file or a pipe: nothing needs to be cut off
+    if not console.is_terminal:  # a file or a pipe: do not truncate columns
         console = Console(width=240)
     console.print(table)
     for line in (*lines, *(f"written: {out / file}" for file in ("metrics.json", "report.html"))):
@@ -159,56 +159,69 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value
 
 
 def _add_camera(command: argparse.ArgumentParser) -> None:
-    """Which topics of a bag are the stereo camera's, and how the front end runs on them."""
+    """Add the options for the topics of a bag and for the front end."""
     for name, what in (
         ("left", "left images (Image or CompressedImage)"),
         ("right", "right images"),
         ("left-info", "camera_info of the left images"),
         ("right-info", "camera_info of the right images"),
     ):
-        command.add_argument(f"--{name}", metavar="T", help=f"topic of the {what}; else guessed")
+        command.add_argument(
+            f"--{name}", metavar="T", help=f"topic of the {what} (default: guessed)"
+        )
     command.add_argument(
         "--slop", type=_seconds, default=0.0, metavar="S",
-        help="seconds by which the stamps of a pair may differ (default 0)",
+        help="maximum difference of the time stamps of a pair in seconds (default 0)",
     )  # fmt: skip
     command.add_argument("--raw", action="store_true", help="the images are not rectified")
-    command.add_argument("--backend", default="auto", help="of the networks (default auto)")
-    command.add_argument("--precision", default="auto", help="of the networks (default auto)")
-    command.add_argument("--threads", type=count, default=0, help="of a CPU (default all)")
+    command.add_argument("--backend", default="auto", help="backend of the networks (default auto)")
+    command.add_argument(
+        "--precision", default="auto", help="precision of the networks (default auto)"
+    )
+    command.add_argument(
+        "--threads", type=count, default=0, help="number of CPU threads (default: all cores)"
+    )
     command.add_argument("--out", type=Path, required=True, help="folder for the results")
 
 
 def _add_shared(command: argparse.ArgumentParser) -> None:
-    """Options of every evaluation of methods on still images."""
+    """Add the options of the evaluations on still images."""
     command.add_argument(
         "--out", type=Path, required=True, help="folder for metrics.json and report.html"
     )
     command.add_argument(
         "--methods",
         default=METHODS,
-        help="comma-separated: networks by name or weights file, sift, sift_flann (ratio 0.7), "
-        f"rootsift, orb (default {METHODS})",
+        help="comma-separated list: network names or weights files, sift, sift_flann (FLANN, ratio "
+        f"test 0.7), rootsift, orb (default {METHODS})",
     )
     command.add_argument(
         "--method",
         action="append",
         default=[],
         metavar="MODULE:FUNCTION",
-        help="a method of your own, besides; may be given again; see docs/evaluation.md",
+        help="add a method of your own; can be repeated; see docs/evaluation.md",
     )
     command.add_argument(
-        "--max-keypoints", type=count, default=2048, help="per image (default 2048)"
+        "--max-keypoints",
+        type=count,
+        default=2048,
+        help="maximum keypoints per image (default 2048)",
     )
     command.add_argument(
-        "--size", type=size, help="bring all images to this size, as 1920x1080 (default: native)"
+        "--size",
+        type=size,
+        help="resize all images, for example to 1920x1080 (default: native size)",
     )
     command.add_argument(
-        "--seeded", action="store_true", help="the same numbers (but for times) in every run"
+        "--seeded",
+        action="store_true",
+        help="seed all random generators: every run writes the same numbers, except times",
     )
 
 
@@ -216,7 +229,7 @@ def _add_bag(kinds: argparse._SubParsersAction) -> None:
     bag = add_command(
         kinds,
         "bag",
-        "a bag of any stereo camera, with ground truth or without",
+        "evaluate a bag of any stereo camera, with or without ground truth",
         "evaluate bag drive.mcap --left /left/image_rect --right /right/image_rect --out out",
         _bag,
     )
@@ -224,19 +237,21 @@ def _add_bag(kinds: argparse._SubParsersAction) -> None:
     _add_camera(bag)
     bag.add_argument(
         "--gt", dest="disparity", metavar="T",
-        help="topic of true disparity (stereo_msgs/DisparityImage); else guessed",
+        help="topic of the ground truth disparity (stereo_msgs/DisparityImage; default: guessed)",
     )  # fmt: skip
     bag.add_argument(
-        "--features", metavar="T", help="evaluate the recorded kp_msgs/StereoFeatures instead"
+        "--features",
+        metavar="T",
+        help="evaluate recorded kp_msgs/StereoFeatures on topic T instead",
     )
-    bag.add_argument("--model", default="tiny", help="network's name or weights file")
+    bag.add_argument("--model", default="tiny", help="network name or weights file (default tiny)")
     bag.add_argument("--max-keypoints", type=count, default=1024)
     bag.add_argument(
-        "--live", action="store_true", help="play it through the running node, too, and compare"
+        "--live", action="store_true", help="also play the bag through a running node and compare"
     )
     bag.add_argument(
         "--rate", type=rate, default=1.0, metavar="R",
-        help="with --live: play R times as fast as recorded (default 1)",
+        help="with --live: playback rate (default 1)",
     )  # fmt: skip
 
 
@@ -244,49 +259,52 @@ def _add_odometry(kinds: argparse._SubParsersAction) -> None:
     odometry = add_command(
         kinds,
         "odometry",
-        "a plain stereo odometry, the same for all methods, against true poses",
+        "evaluate features by stereo odometry against true poses",
         "evaluate odometry kitti/00 --methods tiny,sift,orb --out out",
         _odometry,
     )
     odometry.add_argument(
-        "sequence", type=Path, help="folder in KITTI's or EuRoC's layout, or a bag with poses"
+        "sequence", type=Path, help="folder in the layout of KITTI or EuRoC, or a bag with poses"
     )
     odometry.add_argument(
         "--methods",
         default="tiny,sift,orb",
-        help="comma-separated: sift, orb, a network's name or weights file",
+        help="comma-separated list: sift, orb, networks or weights files (default tiny,sift,orb)",
     )
     _add_camera(odometry)
     odometry.add_argument(
-        "--poses", dest="pose", metavar="T", help="topic of true poses (PoseStamped); else guessed"
+        "--poses",
+        dest="pose",
+        metavar="T",
+        help="topic of the true poses (PoseStamped; default: guessed)",
     )
     odometry.add_argument("--max-keypoints", type=count, default=2048)
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add them to `kp`."""
-    evaluate = commands.add_parser("evaluate", help="measure how good the features are")
+    """Add the evaluation commands to `kp`."""
+    evaluate = commands.add_parser("evaluate", help="measure the quality of features")
     kinds = evaluate.add_subparsers(required=True, metavar="KIND")
     middlebury = add_command(
         kinds,
         "middlebury",
-        "stereo pairs with ground truth disparity",
+        "evaluate methods on stereo pairs with ground truth disparity",
         "evaluate middlebury scenes/ --out out --methods tiny,sift,orb",
         _middlebury,
     )
     middlebury.add_argument(
-        "folder", type=Path, help="folder of scenes in a Middlebury layout, or with scenes.json"
+        "folder", type=Path, help="folder of scenes in a layout of Middlebury, or with scenes.json"
     )
     middlebury.add_argument("--show", help="scene of the report's pictures (default: the first)")
     _add_shared(middlebury)
     homography = add_command(
         kinds,
         "homography",
-        "image pairs with ground truth homographies, as HPatches and Oxford's",
+        "evaluate methods on image pairs with ground truth homographies (HPatches, Oxford)",
         "evaluate homography hpatches/ --out out --methods tiny,sift,orb",
         _homography,
     )
-    homography.add_argument("folder", type=Path, help="folder of sequences")
+    homography.add_argument("folder", type=Path, help="folder of sequences, searched recursively")
     _add_shared(homography)
     _add_bag(kinds)
     _add_odometry(kinds)

@@ -1,11 +1,11 @@
-"""Anyone's own method, for `--method module:function`.
+"""User-defined methods, for `--method module:function`.
 
-It is made by `function(max_keypoints)`, which returns something to call with a grey uint8 image
-(H, W) for keypoints (N, 2), x and y in pixels, the centre of the top-left pixel at (0, 0),
-strongest first, N at most `max_keypoints`; and descriptors (N, D) of which a smaller Euclidean
-distance means a better match. If it has a method `match(left_keypoints, left_descriptors,
-right_keypoints, right_descriptors)`, that is used in place of mutual nearest neighbours; it returns
-(M, 2) indices. docs/evaluation.md has an example.
+`function(max_keypoints)` returns a detector: a callable with a grey uint8 image (H, W) as argument.
+It returns keypoints (N, 2), x and y in pixels, the centre of the top-left pixel at (0, 0),
+strongest first, N at most `max_keypoints`, and descriptors (N, D), for which a smaller Euclidean
+distance means a better match. If the detector has a method `match(left_keypoints, left_descriptors,
+right_keypoints, right_descriptors)` that returns (M, 2) indices, it replaces the search for mutual
+nearest neighbours. docs/evaluation.md has an example.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from kp_training.evaluation.method import NOTHING, Found, Method
 
 
 def external_method(name: str, most: int) -> Method:
-    """Somebody's own method, `module:function`; see the top of this file.
+    """Create a user-defined method, `module:function`; see the top of this file.
 
-    Modules are looked for in the working folder too.
+    Modules in the working directory are found too.
+
+    Args:
+        most: maximum number of keypoints per image.
 
     Raises:
-        ValueError: no such module or function, or it fails.
+        ValueError: the module or function does not exist, or raises an exception.
     """
     module, _, function = name.partition(":")
     if os.getcwd() not in sys.path:
@@ -35,7 +38,7 @@ def external_method(name: str, most: int) -> Method:
     with _blaming(name):
         made = getattr(importlib.import_module(module), function)(most)
 
-    lengths: set[int] = set()  # of descriptors, in all images
+    lengths: set[int] = set()  # descriptor lengths of all images
 
     def detect(image: np.ndarray) -> Found:
         with _blaming(name):
@@ -54,9 +57,11 @@ def external_method(name: str, most: int) -> Method:
                 f"not {found.xy.shape} and {found.descriptors.shape}"
             )
         if len(found.xy) > most:
-            raise ValueError(f"method {name} returned {len(found.xy)} keypoints of at most {most}")
+            raise ValueError(
+                f"method {name} returned {len(found.xy)} keypoints, at most {most} allowed"
+            )
         if not np.isfinite(found.xy).all() or not np.isfinite(found.descriptors).all():
-            raise ValueError(f"method {name} returned values that are not finite")
+            raise ValueError(f"method {name} returned non-finite values")
         height, width = image.shape
         if (found.xy < -1).any() or (found.xy > [width, height]).any():
             raise ValueError(f"method {name} returned keypoints outside the {width}x{height} image")
@@ -85,8 +90,8 @@ def external_method(name: str, most: int) -> Method:
 
 @contextmanager
 def _blaming(name: str) -> Iterator[None]:
-    """Says whose code failed."""
+    """Convert any exception of a user's code into a ValueError that names the method."""
     try:
         yield
-    except Exception as error:  # anything can go wrong in others' code
+    except Exception as error:  # user code can raise anything
         raise ValueError(f"method {name} failed: {error!r}") from error

@@ -1,4 +1,4 @@
-"""The report's figures, as the reference study has them, and curves."""
+"""Figures of the reports: those of the reference study, curves and bars."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from kp_training.evaluation.metrics import (
 from kp_training.evaluation.scenes import Scene, left_view
 
 GOOD, BAD, OTHER, UNKNOWN = "#1a9850", "#d73027", "#2b7bba", "#9aa5b1"
-LINES = 100  # matches drawn in one picture, so that each can be seen
+LINES = 100  # number of matches drawn in one picture, so that each is visible
 COLOURS = ("#0b62a4", "#e07b00", "#1a9850", "#b3408f", "#7a6a53", "#00958f", "#c0392b", "#5b5bd6")
 
 
 def image_figure(image: np.ndarray, title: str = "", width: float = 7.5) -> tuple[Figure, Axes]:
-    """A figure that shows a grey image."""
+    """A figure with a grey image."""
     height = width * image.shape[0] / image.shape[1]
     figure = Figure(figsize=(width, height + (0.3 if title else 0)), layout="constrained")
     axes = figure.subplots()
@@ -39,14 +39,16 @@ def image_figure(image: np.ndarray, title: str = "", width: float = 7.5) -> tupl
 
 
 def heatmap_figure(image: np.ndarray, heat: np.ndarray) -> Figure:
-    """The predicted keypoint heatmap beside the image. Shown as its fourth root: peaks are near 1
-    and most of the map is near 0."""
+    """The predicted keypoint heatmap next to the image.
+
+    It is shown as its fourth root, because peaks are near 1 and most of the map is near 0.
+    """
     height, width = image.shape
     figure = Figure(figsize=(11, 5.5 * height / width + 0.3), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.imshow(image, cmap="gray", vmin=0, vmax=255)
     left.set_title("image", fontsize=11)
-    # The strongest of each 2x2 pixels, or scaling the picture down would lose the peaks.
+    # Dilate the peaks, because scaling the picture down would lose them.
     peaks = cv2.dilate(heat, np.ones((3, 3)))
     drawn = right.imshow(peaks**0.25, cmap="magma", vmin=0, vmax=1)
     right.set_title("keypoint probability", fontsize=11)
@@ -58,10 +60,10 @@ def heatmap_figure(image: np.ndarray, heat: np.ndarray) -> Figure:
 
 
 def labels_figure(image: np.ndarray, predicted: np.ndarray) -> tuple[Figure, str]:
-    """Predicted keypoints against as many SIFT labels, and the counts in words."""
+    """Predicted keypoints and as many SIFT labels; returns the figure and its caption."""
     labels = classic_keypoints(image, len(predicted))[:, :2]
     if not len(labels) or not len(predicted):
-        return image_figure(image, "nothing to compare")[0], "No keypoints or no labels."
+        return image_figure(image, "nothing to compare")[0], "There are no keypoints or no labels."
     to_label, _ = cKDTree(labels).query(predicted)
     to_predicted, _ = cKDTree(predicted).query(labels)
     hit, found = to_label <= REPEAT_TOLERANCE, to_predicted <= REPEAT_TOLERANCE
@@ -79,24 +81,24 @@ def labels_figure(image: np.ndarray, predicted: np.ndarray) -> tuple[Figure, str
         )  # fmt: skip
     legend(axes)
     return figure, (
-        f"Of {len(predicted)} predicted keypoints {hit.mean():.0%} have one of the {len(labels)} "
-        f"strongest SIFT labels within {REPEAT_TOLERANCE:g} px; of the labels {found.mean():.0%} "
-        "have a prediction."
+        f"{hit.mean():.0%} of the {len(predicted)} predicted keypoints have one of the "
+        f"{len(labels)} strongest SIFT labels within {REPEAT_TOLERANCE:g} px; {found.mean():.0%} "
+        "of the labels have a prediction."
     )
 
 
 def positives_figure(scene: Scene, left: np.ndarray, right: np.ndarray) -> tuple[Figure, str]:
-    """Left keypoints that come again in the right image by ground truth, and those that do not."""
+    """Left keypoints that are or are not found in the right image, by ground truth."""
     view = left_view(scene)
     place = left + np.column_stack([at_pixels(view.shift, left), np.zeros(len(left))])
     seen = at_pixels(view.visible, left)
     figure, axes = image_figure(scene.left)
     if not len(right) or not seen.any():
-        return figure, "No keypoint can be judged."
+        return figure, "No keypoint has ground truth."
     apart, _ = cKDTree(right).query(place[seen])
     again = apart <= REPEAT_TOLERANCE
     for xy, colour, words in (
-        (left[~seen], UNKNOWN, "cannot be judged"),
+        (left[~seen], UNKNOWN, "no ground truth or occluded"),
         (left[seen][~again], "#ff5a4f", "false positive"),
         (left[seen][again], "#3ddc70", "true positive"),
     ):
@@ -105,24 +107,24 @@ def positives_figure(scene: Scene, left: np.ndarray, right: np.ndarray) -> tuple
     legend(axes)
     return figure, (
         f"True positive: the right image has a keypoint within {REPEAT_TOLERANCE:g} px of the true "
-        f"place ({again.mean():.0%} of those that the right image sees). Grey: no ground truth, "
-        "or hidden in the right image."
+        f"position ({again.mean():.0%} of the keypoints visible in the right image). Grey: no "
+        "ground truth, or occluded in the right image."
     )
 
 
 def similarity_figure(
     scene: Scene, left: np.ndarray, left_descriptors: np.ndarray, dense: np.ndarray
 ) -> tuple[Figure, str]:
-    """Cosine similarity of one left descriptor to all of the right image.
+    """Cosine similarity of one left descriptor to the whole right image.
 
-    The keypoint is the strongest that the right image sees.
+    The keypoint is the strongest one that is visible in the right image.
 
     Args:
         dense: (D, h, w) unit descriptors of the right image's 8x8 cells.
     """
     seen = np.flatnonzero(at_pixels(left_view(scene).visible, left))
     if not len(seen):
-        return image_figure(scene.left)[0], "No keypoint is seen by both images."
+        return image_figure(scene.left)[0], "No keypoint is visible in both images."
     chosen = seen[0]
     xy = left[chosen]
     true_x = xy[0] - at_pixels(scene.disparity, xy[None])[0]
@@ -136,7 +138,7 @@ def similarity_figure(
     axes.plot(*xy, "o", ms=11, mfc="none", mec="#3ddc70", mew=2)
     axes.set_title("keypoint in the left image", fontsize=11)
     drawn = other.imshow(similarity, cmap="viridis", vmin=min(0, similarity.min()), vmax=1)
-    other.plot(true_x, xy[1], "o", ms=13, mfc="none", mec="#ff5a4f", mew=2, label="true place")
+    other.plot(true_x, xy[1], "o", ms=13, mfc="none", mec="#ff5a4f", mew=2, label="true position")
     best = np.unravel_index(similarity.argmax(), similarity.shape)
     other.plot(best[1], best[0], "+", ms=12, color="#ff2fd0", mew=2, label="most similar")
     other.set_title("cosine similarity in the right image", fontsize=11)
@@ -146,8 +148,8 @@ def similarity_figure(
         a.set_axis_off()
     off = np.hypot(best[1] - true_x, best[0] - xy[1])
     return figure, (
-        f"The most similar place is {off:.0f} px from the true one (the descriptor map has one "
-        "value for 8x8 pixels; between them it is interpolated)."
+        f"The most similar position is {off:.0f} px from the true one (the descriptor map has one "
+        "value per 8x8 pixels and is interpolated between them)."
     )
 
 
@@ -159,12 +161,12 @@ def matches_figure(
     correct: np.ndarray,
     title: str,
 ) -> Figure:
-    """Matches drawn between the images, right ones green and wrong ones red.
+    """Draw matches between the images, correct ones in green and wrong ones in red.
 
     Args:
         image, other: grey uint8.
-        left, right: (M, 2) places in them.
-        correct: (M,) 1 right, 0 wrong, NaN without ground truth.
+        left, right: (M, 2) positions in them.
+        correct: (M,) 1 correct, 0 wrong, NaN without ground truth.
     """
     gap = 12
     width = image.shape[1]
@@ -172,7 +174,7 @@ def matches_figure(
     both = np.full((height, width + gap + other.shape[1]), 255, np.uint8)
     both[: len(image), :width], both[: len(other), width + gap :] = image, other
     known = np.isfinite(correct)
-    counts = f"{int((correct == 1).sum())} right, {int((correct == 0).sum())} wrong"
+    counts = f"{int((correct == 1).sum())} correct, {int((correct == 0).sum())} wrong"
     figure, axes = image_figure(both, f"{title}: {counts}, {int((~known).sum())} unknown", 12.0)
     step = max(1, len(left) // LINES)
     for kind, colour, above in (
@@ -191,7 +193,7 @@ def matches_figure(
 
 
 def judged(scene: Scene, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """For `matches_figure`: whether a scene's matches are right."""
+    """The argument `correct` of `matches_figure` for the matches of a scene."""
     rows_apart, error = match_errors(scene.disparity, left, right)
     return np.where(np.isfinite(error), is_correct(rows_apart, error), np.nan)
 
@@ -208,7 +210,7 @@ def curves_figure(curves: Mapping[str, Mapping[int, Mapping[str, Value]]]) -> Fi
     for a, title in zip(axes, ("disparity accuracy", "correct matches"), strict=True):
         a.set_xscale("log", base=2)
         a.set_xticks(counts, [str(n) for n in counts])
-        a.set_xlabel("keypoints per image, at most")
+        a.set_xlabel("maximum keypoints per image")
         a.set_title(title, fontsize=11)
         plain(a)
     axes[1].set_ylim(bottom=0)
@@ -237,7 +239,7 @@ def errors_figure(
 
 
 def bars_figure(values: Mapping[str, Mapping[str, float | None]], title: str) -> Figure:
-    """Groups of bars: for each group one bar of each method."""
+    """Groups of bars, with one bar per method in each group."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     axes = figure.subplots()
     groups = list(next(iter(values.values())))
@@ -254,12 +256,12 @@ def bars_figure(values: Mapping[str, Mapping[str, float | None]], title: str) ->
 
 
 def legend(axes: Axes) -> None:
-    """A legend that can be read on any image."""
+    """A legend below the image, readable for any image."""
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=3, frameon=False, fontsize=9)
 
 
 def plain(axes: Axes) -> None:
-    """A light grid, no box."""
+    """A light grid without a box."""
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 

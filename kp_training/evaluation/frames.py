@@ -1,4 +1,4 @@
-"""What evaluation on sequences works with: rectified or raw stereo frames and their cameras."""
+"""Stereo frames of sequences, rectified or raw, and their cameras."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from kp_frontend.calibration import (
 )
 from kp_frontend.calibration import Camera as Lens
 
-# Its tables take a while to make, and cameras seldom change.
+# Computing its tables is slow, and cameras rarely change.
 _raw_calibration = lru_cache(maxsize=4)(RawStereoCalibration.from_cameras)
 
 
 @dataclass(frozen=True)
 class Camera:
-    """One camera of a rig, as ROS's camera_info describes it.
+    """One camera of a rig, as in ROS's camera_info.
 
-    `k` (3, 3) intrinsics of the raw image, `d` (n,) its distortion, `r` (3, 3) rectifying
-    rotation, `p` (3, 4) projection of the rectified image. All zero: not calibrated. `width` and
-    `height` are the size that these are for, `window` the part of it that images show.
+    `k` (3, 3): intrinsics of the raw image; `d` (n,): its distortion; `r` (3, 3): rectifying
+    rotation; `p` (3, 4): projection of the rectified image. All zero means not calibrated. `width`
+    and `height` are the sensor size of these matrices, `window` the part of it that images show.
     """
 
     width: int
@@ -59,10 +59,10 @@ class Camera:
         return bool(self.d.any()) or not np.allclose(self.k, self.p[:, :3])
 
     def for_image(self, image: np.ndarray) -> Camera:
-        """The camera of an image (H, W), with K and P for its pixels.
+        """The camera of an image (H, W), with K and P for the pixels of the image.
 
         Raises:
-            ValueError: it is for images of another size.
+            ValueError: the camera is for images of another size.
         """
         height, width = image.shape
         sensor = (self.width, self.height)
@@ -70,19 +70,19 @@ class Camera:
         return replace(self, width=width, height=height, k=k, p=p, window=WHOLE)
 
     def lens(self) -> Lens:
-        """The same as the front end takes it for raw images.
+        """This camera in the form that the front end takes for raw images.
 
         Raises:
-            ValueError: a distortion model that is not known, or no calibration.
+            ValueError: the distortion model is unknown, or there is no calibration.
         """
         k, d, r, p = (tuple(map(float, v.ravel())) for v in (self.k, self.d, self.r, self.p))
         return Lens(self.width, self.height, self.model, k, d, r, p)
 
     def rectify(self, image: np.ndarray) -> np.ndarray:
-        """The rectified image of a raw one, bilinear, black where the raw one has nothing.
+        """Rectify a raw image, bilinear; pixels outside the raw image are black.
 
         Raises:
-            ValueError: a distortion model that is not known, or no calibration.
+            ValueError: the distortion model is unknown, or there is no calibration.
         """
         if not self.p[0, 0] > 0 or not self.k[0, 0] > 0:
             raise ValueError("raw images without a calibration cannot be rectified")
@@ -98,13 +98,15 @@ class Camera:
 
 @dataclass(frozen=True)
 class StereoFrame:
-    """One pair of a sequence and what is known about it.
+    """One pair of a sequence and its ground truth.
 
-    `stamp` nanoseconds; `left`, `right` (H, W) uint8; `disparity` (H, W) float32 true disparity of
-    the left image, NaN where unknown; `pose` (4, 4) true pose of the left camera (the rectified one
-    where `cameras` rectify) in the world, z forward; `camera` names the rig: frames of another one
-    are no continuation; `raw`: the images are not rectified; `baseline` metres, in place of what
-    the cameras' projections say.
+    - `stamp`: nanoseconds
+    - `left`, `right`: (H, W) uint8
+    - `disparity`: (H, W) float32, true disparity of the left image, NaN where unknown
+    - `pose`: (4, 4), true pose of the (rectified) left camera in the world, z forward
+    - `camera`: name of the rig; a change of rig starts a new sequence
+    - `raw`: the images are not rectified
+    - `baseline`: metres, overrides the baseline of the cameras' projections
     """
 
     stamp: int
@@ -118,11 +120,11 @@ class StereoFrame:
     baseline: float | None = None
 
     def calibration(self) -> StereoCalibration | None:
-        """Of the pair, for the front end; None where it is not calibrated.
+        """The calibration of the pair for the front end; None if it is not calibrated.
 
         Raises:
-            ValueError: the cameras are for another size, have no baseline, or a lens that is not
-                known.
+            ValueError: the cameras are for another size, or have no baseline or an unknown lens
+                model.
         """
         if self.cameras is None or not self.cameras[0].p.any():
             return None
@@ -133,10 +135,10 @@ class StereoFrame:
         return StereoCalibration.from_projections(cameras[0].p, cameras[1].p, self.baseline)
 
     def rectified(self) -> StereoFrame:
-        """The pair with its images rectified, where they are raw.
+        """The pair with rectified images.
 
         Raises:
-            ValueError: they cannot be.
+            ValueError: the images are raw and there is no calibration.
         """
         if not self.raw:
             return self
@@ -151,7 +153,7 @@ class StereoFrame:
 
 @dataclass
 class Sequence:
-    """Frames of a sequence, read as they are asked for, and what was left out by then and why."""
+    """Frames of a sequence, read on demand, and the reasons for those skipped so far."""
 
     kind: str
     frames: Iterator[StereoFrame]

@@ -1,4 +1,4 @@
-"""Methods on pairs of still images: what all evaluations of such pairs share."""
+"""Common parts of the evaluations on pairs of still images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kp_training.evaluation.results import seed_everything, summary
 
 
 class Named(Protocol):
-    """The files of a pair."""
+    """The files of a pair, with a name."""
 
     @property
     def name(self) -> str: ...
@@ -24,9 +24,9 @@ Pair = TypeVar("Pair")
 
 
 class PairResult(NamedTuple):
-    """What a method found in both images of a pair.
+    """The result of a method on both images of a pair.
 
-    `matches` (M, 2) are indices, `milliseconds` is the time of the detection in one image.
+    `matches` (M, 2) are indices, `milliseconds` is the time for the detection in one image.
     """
 
     first: Found
@@ -35,12 +35,12 @@ class PairResult(NamedTuple):
     milliseconds: float
 
     def places(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where the matches are in the first and in the second image, (M, 2) each."""
+        """Positions of the matches in the first and in the second image, (M, 2) each."""
         return self.first.xy[self.matches[:, 0]], self.second.xy[self.matches[:, 1]]
 
 
 def run_method(method: Method, images: tuple[np.ndarray, np.ndarray], seeded: bool) -> PairResult:
-    """Detect in both images and match; `seeded` seeds all random generators before."""
+    """Detect in both images and match. `seeded` seeds all random generators first."""
     if seeded:
         seed_everything()
     first, second, took = method.detect_timed(images)
@@ -50,7 +50,7 @@ def run_method(method: Method, images: tuple[np.ndarray, np.ndarray], seeded: bo
 def load_usable(
     found: Sequence[Files], load: Callable[[Files], Pair], skipped: list[str], what: str
 ) -> Iterator[tuple[Files, Pair]]:
-    """Load each pair, with a progress bar; a pair that `load` refuses is added to `skipped`."""
+    """Load each pair, with a progress bar. Pairs that fail to load are added to `skipped`."""
     for files in track(found, what):
         try:
             pair = load(files)
@@ -70,9 +70,9 @@ def pair_metrics_file(
 
     Args:
         scenes: names of the pairs.
-        names: of the metrics.
-        rows: for each method and pair its metrics.
-        protocol: how the pairs were evaluated.
+        names: names of the metrics.
+        rows: the metrics of each method and pair.
+        protocol: settings of the evaluation.
     """
     return {
         "scenes": list(scenes),
@@ -84,7 +84,7 @@ def pair_metrics_file(
 def pair_protocol(
     most: int, size: tuple[int, int] | None, seeded: bool, skipped: list[str], **own: object
 ) -> dict:
-    """The part of `protocol` that all evaluations of pairs have, with an evaluation's own part."""
+    """The common part of `protocol`, with the entries `own` of one evaluation."""
     return {
         "max_keypoints": most,
         "size": list(size) if size else "native",

@@ -1,18 +1,18 @@
-"""Which files make a stereo scene: the layouts of Middlebury's releases, or a listing.
+"""Finds the files of stereo scenes, by a listing or by the layouts of Middlebury's releases.
 
-A folder's `scenes.json` is a list of objects with `dir`, `left`, `right`, `gt` (file names) and
-`scale` (stored value / pixels); `set` may say where a scene is from, and `refright: true` that its
-map belongs to the right image. Without a listing all folders below are looked through for the files
+The listing `scenes.json` is a list of objects with `dir`, `left`, `right`, `gt` (file names) and
+`scale` (stored value / pixels). Optional are `set`, the release of the scene, and `refright`, true
+if the map belongs to the right image. Without a listing, all subfolders are searched for the files
 of a release (vision.middlebury.edu/stereo/data):
 
     2001          im2, im6, disp2, disp6 (Map: im0, im1, disp0, disp1; Tsukuba: scene1.row3.col3)
     2003          im2, im6 (imL, imR), disp2, disp6
-    2005, 2006    view1, view5 (in Illum?/Exp? where all views are there), disp1, disp5
+    2005, 2006    view1, view5 (in Illum?/Exp? if all views are present), disp1, disp5
     2014, 2021    im0.png, im1.png, disp0.pfm, disp1.pfm, calib.txt
     MiddEval3     im0.png, im1.png, disp0GT.pfm, disp1GT.pfm, mask0nocc.png; ETH3D uses it too
 
-PFM maps are in pixels. The others are scaled as each release says for each size that it comes in,
-and a release's sizes are told apart by the height of their maps.
+PFM maps are in pixels. Other maps have the scale that the release defines for each size; the size
+is recognised by the height of the map.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OTHER_MAP = {"disp0": "disp1", "disp0GT": "disp1GT", "disp1": "disp5", "disp2": 
 
 @dataclass(frozen=True)
 class Layout:
-    """File names of one release, without suffix, and the maps' scale by their height."""
+    """File names of one release, without suffix, and the scale of its maps by their height."""
 
     release: str
     left: str
@@ -56,7 +56,7 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class SceneFiles:
-    """Where a rectified pair and its ground truth are. Maps' values / `scale` are pixels."""
+    """The files of a rectified pair and its ground truth. Disparity is stored value / `scale`."""
 
     name: str
     release: str
@@ -65,15 +65,18 @@ class SceneFiles:
     truth: Path  # of the left image
     scale: float
     other_truth: Path | None = None  # of the right image
-    mask: Path | None = None  # of the left image: 255 seen by both, 128 occluded, 0 unknown
+    mask: Path | None = None  # of the left image: 255 visible in both, 128 occluded, 0 unknown
     other_mask: Path | None = None
 
 
 def find_scenes(folder: Path) -> tuple[list[SceneFiles], list[str]]:
-    """Scenes of a folder, by its listing if it has one, and why others are left out.
+    """Find the scenes of a folder, by its listing if it has one.
+
+    Returns:
+        The scenes, and the reasons why others were skipped.
 
     Raises:
-        ValueError: not a folder, a broken listing, or nothing that looks like a scene.
+        ValueError: `folder` is not a folder, has a broken listing or no scene.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
@@ -90,7 +93,7 @@ def find_scenes(folder: Path) -> tuple[list[SceneFiles], list[str]]:
             skipped.append(f"{_name(folder, place)}: {found}")
     if not scenes and not skipped:
         raise ValueError(
-            f"{folder} holds neither {LISTING} nor a scene in a layout of Middlebury's releases"
+            f"{folder} has neither {LISTING} nor a scene in a layout of Middlebury's releases"
         )
     return scenes, skipped
 
@@ -144,7 +147,7 @@ def _is_entry(entry: object) -> bool:
 
 
 def _by_layout(folder: Path, place: Path) -> SceneFiles | str | None:
-    """A folder's scene, or why there is none, or None if it does not look like one at all."""
+    """The scene of a folder, or the reason why it is unusable, or None if it is no scene."""
     files = {p.stem: p for p in sorted(place.iterdir()) if p.suffix in (*IMAGES, ".pfm")}
     missing = None
     for layout in LAYOUTS:
@@ -167,7 +170,7 @@ def _by_layout(folder: Path, place: Path) -> SceneFiles | str | None:
                 return f"{truth.name} cannot be read"
             if len(stored) not in layout.scales:
                 return (
-                    f"no release has a {truth.name} of {len(stored)} rows: say its scale in "
+                    f"no release has a {truth.name} with {len(stored)} rows; give its scale in "
                     f"{LISTING}"
                 )
             scale = layout.scales[len(stored)]
@@ -180,9 +183,9 @@ def _by_layout(folder: Path, place: Path) -> SceneFiles | str | None:
 
 
 def _images(files: dict[str, Path], place: Path, layout: Layout) -> tuple[Path, Path] | None:
-    """A layout's left and right image, if both are there."""
+    """The left and right image of a layout, if both exist."""
     if layout.left not in files:
-        # Releases with all views of 2005 and 2006: the middle one of illuminations and exposures.
+        # Releases of 2005 and 2006 with all views: take the middle illumination and exposure.
         inner = sorted(place.glob(f"Illum*/Exp*/{layout.left}.png"))
         if inner:
             files = {p.stem: p for p in inner[len(inner) // 2].parent.iterdir()}

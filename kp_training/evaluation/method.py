@@ -1,4 +1,4 @@
-"""What is evaluated: a method detects keypoints, and its results are matched."""
+"""Methods under evaluation: they detect keypoints, which are then matched."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from kp_training.evaluation.metrics import mutual_nearest, squared_distances
 
 
 class Found(NamedTuple):
-    """An image's keypoints (N, 2) and descriptors (N, D), strongest first."""
+    """Keypoints (N, 2) and descriptors (N, D) of an image, strongest first."""
 
     xy: np.ndarray
     descriptors: np.ndarray
 
     def strongest(self, count: int) -> Found:
-        """The first `count`."""
+        """The strongest `count` keypoints."""
         return Found(self.xy[:count], self.descriptors[:count])
 
 
 class Published(NamedTuple):
-    """Stereo matches under the front end's limits: places (M, 2) in the left image, and disparity
-    (M,), refined on the images."""
+    """Stereo matches under the front end's limits.
+
+    `left_xy` (M, 2) in the left image; `disparity` (M,), refined on the images, pixels.
+    """
 
     left_xy: np.ndarray
     disparity: np.ndarray
@@ -38,12 +40,12 @@ NOTHING = Found(np.zeros((0, 2), np.float32), np.zeros((0, 1), np.float32))
 
 
 class Method:
-    """What is evaluated: `detect`, and how its results are matched.
+    """A method under evaluation: a detector and a matcher.
 
     Args:
-        name: in tables.
-        detect: grey uint8 image (H, W) to keypoints and descriptors.
-        match: from the left and right results to (M, 2) indices, or None: mutual nearest
+        name: name in tables.
+        detect: maps a grey uint8 image (H, W) to keypoints and descriptors.
+        match: maps the left and right results to (M, 2) indices; None uses mutual nearest
             neighbours.
     """
 
@@ -60,7 +62,7 @@ class Method:
         self._warm: set[tuple[int, ...]] = set()
 
     def detect_timed(self, images: tuple[np.ndarray, np.ndarray]) -> tuple[Found, Found, float]:
-        """Results of two images, and the milliseconds of one; warm, for each size."""
+        """Results of two images, and milliseconds per image, after a warm-up for each size."""
         for image in images:
             if image.shape not in self._warm:  # the first call may allocate or compile
                 self.detect(image)
@@ -70,7 +72,7 @@ class Method:
         return first, second, 1e3 * (time.perf_counter() - begin) / 2
 
     def match(self, left: Found, right: Found) -> np.ndarray:
-        """Unconstrained matches, (M, 2) indices."""
+        """Matches without epipolar constraint, (M, 2) indices."""
         if self._match is not None:
             return self._match(left, right)
         return mutual_nearest(squared_distances(left.descriptors, right.descriptors))
@@ -78,7 +80,7 @@ class Method:
     def publish(
         self, images: tuple[np.ndarray, np.ndarray], left: Found, right: Found
     ) -> Published:
-        """Stereo matches of the same keypoints by the front end's own steps and limits."""
+        """Stereo matches of the same keypoints, with the front end's steps and limits."""
         if not len(left.xy) or not len(right.xy):
             return Published(NOTHING.xy, NOTHING.xy[:, 0])
         limits = stereo_limits(FrontendConfig(), images[0].shape[1])
@@ -99,15 +101,16 @@ def refined(
     rows: np.ndarray,
     config: FrontendConfig,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matches refined on the images as `StereoPipeline` does, without those it leaves out.
+    """Refine matches on the images and drop those that `StereoPipeline` would drop.
 
     Args:
         images: left and right, (H, W) uint8.
         xy: left (N, 2) and right (L, 2) keypoints.
         rows: (M, 2) indices of the matches.
+        config: settings of the front end.
 
     Returns:
-        Of the matches that remain the indices, disparity and its standard deviation, pixels.
+        Indices, disparity and its standard deviation (pixels) of the remaining matches.
     """
     places = (torch.from_numpy(np.float32(side)[rows[:, i]]) for i, side in enumerate(xy))
     grey = (torch.from_numpy(image).float() for image in images)
@@ -117,14 +120,14 @@ def refined(
 
 
 def stereo_limits(config: FrontendConfig, width: int) -> np.ndarray:
-    """The limits that `StereoFrontend` sets without calibration, as `match_stereo` takes them."""
+    """The limits that `StereoFrontend` uses without calibration, in the form of `match_stereo`."""
     return np.float32(
         [config.row_tolerance, -1, width + 1, config.min_similarity, config.min_margin]
     )
 
 
 def match_limited(left: Found, right: Found, limits: np.ndarray) -> np.ndarray:
-    """Matches by the front end's matcher, (M, 2) indices; descriptors are made unit vectors."""
+    """Match with the front end's matcher, (M, 2) indices. Descriptors are normalised first."""
     count = max(len(left.xy), len(right.xy))
     xy = torch.zeros(2, count, 2)
     descriptors = torch.zeros(2, count, left.descriptors.shape[1])

@@ -1,4 +1,4 @@
-"""Methods by name: networks as the front end runs them, OpenCV's classics, and anyone's own."""
+"""Methods by name: networks as the front end runs them, OpenCV's methods, and user-defined ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kp_frontend.pipeline import StereoPipeline
 from kp_training.evaluation.external import external_method
 from kp_training.evaluation.method import NOTHING, Found, Method, Published
 
-RATIO = 0.7  # of SIFT's FLANN matches, as the study has it
+RATIO = 0.7  # ratio test for SIFT with FLANN, as in the reference study
 
 
 class NetworkMethod(Method):
@@ -36,7 +36,7 @@ class NetworkMethod(Method):
             model=self._model,
             backend="torch",
             max_keypoints=min(self._most, height * width // 16),
-            max_motion=0.0,  # no tracks: scenes have nothing to do with each other
+            max_motion=0.0,  # no tracks: scenes are unrelated
         )
 
     @torch.inference_mode()
@@ -52,13 +52,13 @@ class NetworkMethod(Method):
     def publish(
         self, images: tuple[np.ndarray, np.ndarray], left: Found, right: Found
     ) -> Published:
-        """What `StereoFrontend` publishes of the pair; `left` and `right` are not used."""
+        """The matches that `StereoFrontend` publishes; `left` and `right` are not used."""
         features = self._frontend(self._config(*images[0].shape))(*images)
         return Published(features.left.keypoints[features.left_index], features.disparity)
 
     @torch.inference_mode()
     def dense(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Heatmap (H, W) and unit descriptors of the centres of 8x8 cells (D, h, w)."""
+        """Heatmap (H, W), and unit descriptors (D, h, w) at the centres of 8x8 cells."""
         height, width = image.shape
         pipeline = StereoPipeline(self._network, self._config(height, width), height, width)
         grey = F.pad(torch.from_numpy(image)[None, None].float(), pipeline.pad, mode="replicate")
@@ -73,7 +73,7 @@ class NetworkMethod(Method):
 
 
 def _classic(detector: cv2.Feature2D) -> Callable[[np.ndarray], Found]:
-    """An OpenCV detector's keypoints, sorted by response."""
+    """Keypoints of an OpenCV detector, sorted by response."""
 
     def detect(image: np.ndarray) -> Found:
         keypoints, descriptors = detector.detectAndCompute(image, None)
@@ -86,12 +86,12 @@ def _classic(detector: cv2.Feature2D) -> Callable[[np.ndarray], Found]:
 
 
 def sift_method(most: int) -> Method:
-    """OpenCV's SIFT with its default thresholds, mutual nearest neighbours."""
+    """OpenCV's SIFT with default thresholds, matched by mutual nearest neighbours."""
     return Method("sift", _classic(cv2.SIFT_create(nfeatures=most)))
 
 
 def sift_flann_method(most: int) -> Method:
-    """SIFT matched by FLANN with the ratio test (Lowe, 2004), left to right, as in the study."""
+    """SIFT matched left to right by FLANN with ratio test (Lowe, 2004), as in the study."""
     matcher = cv2.FlannBasedMatcher({"algorithm": 1, "trees": 5}, {"checks": 50})
 
     def match(left: Found, right: Found) -> np.ndarray:
@@ -117,7 +117,7 @@ def rootsift_method(most: int) -> Method:
 
 
 def orb_method(most: int) -> Method:
-    """OpenCV's ORB; bits become -1 and 1, of which the squared distance is 4 times Hamming's."""
+    """OpenCV's ORB. Bits become -1 and 1; the squared distance is 4 times the Hamming distance."""
     orb = _classic(cv2.ORB_create(nfeatures=most))
 
     def detect(image: np.ndarray) -> Found:
@@ -139,14 +139,14 @@ CLASSICS: dict[str, Callable[[int], Method]] = {
 
 
 def make_method(name: str, most: int) -> Method:
-    """A method by name.
+    """Create a method by name.
 
     Args:
         name: one of `CLASSICS`, `module:function`, a released network or a weights file.
-        most: keypoints per image.
+        most: maximum number of keypoints per image.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: the name is unknown.
     """
     if name in CLASSICS:
         return CLASSICS[name](most)

@@ -1,25 +1,25 @@
-"""Metrics: how well a method's keypoints repeat and match, against ground truth.
+"""Metrics of keypoints and matches against ground truth disparity.
 
-docs/evaluation.md defines each with formulas. In short, for a scene, from at most N keypoints per
-image and mutual nearest neighbours without epipolar help (or the method's own matcher):
+docs/evaluation.md defines them with formulas. In short, for a scene with at most N keypoints per
+image and mutual nearest neighbours without an epipolar constraint (or the method's own matcher):
 
-- `matching_accuracy`: share of matches with |y_l - y_r| <= 2 px; `total_matches`.
-- `disparity_accuracy`: share of the matches whose left keypoint has ground truth with
-  |y_l - y_r| <= 2 px and |x_l - x_r - d_gt| <= 3 px; `correct_matches` their number,
-  `disparity_error_px` their median |x_l - x_r - d_gt|.
-- `repeatability`, `repeatability_1px`: share of keypoints, whose true place lies in the other
-  image, with a keypoint of the other image within 3 px (1 px) of it. `..._unoccluded`: only of
-  keypoints that the other image is known to see.
+- `total_matches`; `matching_accuracy`: share of them with |y_l - y_r| <= 2 px.
+- `correct_matches`: matches with |y_l - y_r| <= 2 px and |x_l - x_r - d_gt| <= 3 px;
+  `disparity_accuracy`: their share among the matches with ground truth at the left keypoint;
+  `disparity_error_px`: their median |x_l - x_r - d_gt|.
+- `repeatability`, `repeatability_1px`: share of the keypoints with a true position inside the other
+  image that have a keypoint of the other image within 3 px (1 px). `..._unoccluded`: only of
+  keypoints that are visible in the other image.
 - `descriptor_map`: area under the precision-recall curve of the nearest-neighbour matches ranked
-  by descriptor distance (DeTone et al., 2018); None for a method with a matcher of its own.
+  by descriptor distance (DeTone et al., 2018); None for a method with its own matcher.
 - `inference_ms`: detection and description of one image.
 
-Repeatability and mAP are averaged over both directions where both images have a map. And of what
-the front end publishes, with its epipolar limits and refined disparity d:
+Repeatability and mAP are averaged over both directions where both images have a map. For the
+matches that the front end publishes, with its epipolar limits and refined disparity d:
 
-- `stereo_accuracy`: share of the matches whose left keypoint has ground truth with |d - d_gt| <= 3
-  px; `stereo_matches`; `stereo_correct_matches`; `stereo_error_px`: the right ones' median
-  |d - d_gt|. Their rows are within 2 px by the front end's own limit.
+- `stereo_matches`; `stereo_correct_matches`: number of them with |d - d_gt| <= 3 px;
+  `stereo_accuracy`: their share among the matches with ground truth; `stereo_error_px`: their
+  median |d - d_gt|. The front end limits the difference of their rows to 2 px.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from scipy.spatial import cKDTree
 from kp_frontend.features import StereoFeatures
 from kp_training.evaluation.scenes import Scene, View, left_view, right_view
 
-ROW_TOLERANCE = 2.0  # rows of a right match differ by no more, pixels
-DISPARITY_TOLERANCE = 3.0  # disparity of a right match is off by no more, pixels
-REPEAT_TOLERANCE = 3.0  # a repeated keypoint is no farther from its true place, pixels
+ROW_TOLERANCE = 2.0  # maximum row difference of a correct match, pixels
+DISPARITY_TOLERANCE = 3.0  # maximum disparity error of a correct match, pixels
+REPEAT_TOLERANCE = 3.0  # maximum distance of a repeated keypoint from its true position, pixels
 
 MATCHES = (
     "matching_accuracy",
@@ -58,7 +58,7 @@ Value = float | int | None
 
 def squared_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Squared Euclidean distances (N, M) of descriptors (N, D) and (M, D), float32."""
-    if not len(left) or not len(right):  # nothing found has descriptors of no certain length
+    if not len(left) or not len(right):  # without keypoints the descriptor length is unknown
         return np.zeros((len(left), len(right)), np.float32)
     left, right = np.float32(left), np.float32(right)
     squares = np.square(left).sum(1)[:, None] + np.square(right).sum(1)
@@ -66,7 +66,7 @@ def squared_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def mutual_nearest(distance: np.ndarray) -> np.ndarray:
-    """Mutual nearest neighbours, (M, 2) indices, of distances (N, L)."""
+    """Mutual nearest neighbours for distances (N, L), as (M, 2) indices."""
     if not distance.size:
         return np.zeros((0, 2), int)
     nearest = distance.argmin(1)
@@ -75,17 +75,17 @@ def mutual_nearest(distance: np.ndarray) -> np.ndarray:
 
 
 def share(right: np.ndarray) -> float:
-    """Share of what is right, (N,) bool; 0 of nothing, for nothing was found."""
+    """Share of True in (N,) bool; 0 for an empty array, because nothing was found."""
     return float(right.mean()) if right.size else 0.0
 
 
 def median(errors: np.ndarray) -> float | None:
-    """Median of errors, None of nothing."""
+    """Median of errors; None for an empty array."""
     return float(np.median(errors)) if errors.size else None
 
 
 def at_pixels(image: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """Values of an image (H, W) at the pixels nearest to points (N, 2), (N,)."""
+    """Values (N,) of an image (H, W) at the pixels nearest to points (N, 2)."""
     height, width = image.shape
     column, row = np.rint(xy).astype(int).T
     return image[row.clip(0, height - 1), column.clip(0, width - 1)]
@@ -94,10 +94,10 @@ def at_pixels(image: np.ndarray, xy: np.ndarray) -> np.ndarray:
 def stereo_metrics(
     left_xy: np.ndarray, disparity: np.ndarray, truth: np.ndarray
 ) -> dict[str, Value]:
-    """Metrics of stereo matches with a disparity each: `stereo_*`, see above.
+    """Metrics of stereo matches with a disparity each: the `stereo_*` metrics above.
 
     Args:
-        left_xy: (M, 2) places of the matches in the left image.
+        left_xy: (M, 2) positions of the matches in the left image.
         disparity: (M,) of the matches, pixels.
         truth: (H, W) true disparity of the left image, NaN where unknown.
     """
@@ -112,7 +112,7 @@ def stereo_metrics(
 
 
 def published_metrics(features: StereoFeatures, truth: np.ndarray) -> dict[str, Value]:
-    """`stereo_metrics` of what the front end publishes about a pair.
+    """`stereo_metrics` of the matches that the front end publishes for a pair.
 
     Args:
         truth: (H, W) true disparity of the left image, NaN where unknown.
@@ -124,18 +124,18 @@ def published_metrics(features: StereoFeatures, truth: np.ndarray) -> dict[str, 
 def match_errors(
     truth: np.ndarray, left_xy: np.ndarray, right_xy: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Errors of matches (M,): rows apart, and x_l - x_r - d_gt (NaN without ground truth)."""
+    """Errors of matches (M,): row difference, and x_l - x_r - d_gt (NaN without ground truth)."""
     apart = left_xy - right_xy
     return np.abs(apart[:, 1]), apart[:, 0] - at_pixels(truth, left_xy)
 
 
 def is_correct(rows_apart: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """Matches that are right by ground truth, (M,) bool."""
+    """Which matches are correct by ground truth, (M,) bool."""
     return (rows_apart <= ROW_TOLERANCE) & (np.abs(error) <= DISPARITY_TOLERANCE)
 
 
 def match_metrics(scene: Scene, left_xy: np.ndarray, right_xy: np.ndarray) -> dict[str, Value]:
-    """Metrics of unconstrained matches, (M, 2) places in the left and the right image."""
+    """Metrics of unconstrained matches, (M, 2) positions in the left and the right image."""
     rows_apart, error = match_errors(scene.disparity, left_xy, right_xy)
     correct = is_correct(rows_apart, error)
     return {
@@ -155,7 +155,7 @@ def direction_metrics(
     Args:
         view: ground truth of the image.
         xy, other_xy: (N, 2) and (L, 2) keypoints of the image and of the other one.
-        distance: (N, L) of their descriptors.
+        distance: (N, L) squared distances of their descriptors.
     """
     place = xy + np.column_stack([at_pixels(view.shift, xy), np.zeros(len(xy))])
     known = np.isfinite(place[:, 0])
@@ -184,13 +184,13 @@ def scene_metrics(
     right: tuple[np.ndarray, np.ndarray],
     matches: np.ndarray | None = None,
 ) -> dict[str, Value]:
-    """Unconstrained metrics of one scene from both images' (keypoints, descriptors).
+    """Unconstrained metrics of one scene, from (keypoints, descriptors) of both images.
 
-    Shares of nothing are 0; the disparity error of no correct match is None.
+    Shares of an empty set are 0. The disparity error without a correct match is None.
 
     Args:
-        matches: (M, 2) indices from a matcher of the method's own, of which there is no mAP; None:
-            mutual nearest neighbours.
+        matches: (M, 2) indices from the method's own matcher, without mAP; None uses mutual nearest
+            neighbours.
     """
     (left_xy, left_descriptors), (right_xy, right_descriptors) = left, right
     if not len(left_xy) or not len(right_xy):
@@ -215,7 +215,7 @@ def average_precision(correct: np.ndarray, possible: int) -> float:
 
     Args:
         correct: (N,) bool, best match first.
-        possible: number of correct matches that there could be.
+        possible: number of keypoints that have a correct match.
     """
     if not correct.any():
         return 0.0

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: headings, text, tables that sort, figures."""
+"""A self-contained HTML page with headings, text, sortable tables and figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# A table's cell: a number, a mean with its standard deviation, words, or None for "not measured".
+# A table cell: a number, a mean with its standard deviation, text, or None for "not measured".
 Value = float | int | str | tuple[float, float] | None
 
 STYLE = """
@@ -60,8 +60,8 @@ pre { background: var(--band); border: 1px solid var(--line); border-radius: 8px
 ul { padding-left: 1.2rem; }
 """
 
-# Sorts by the cells' data-value: numbers from the largest at the first click, words from A;
-# cells without a value stay last.
+# Sorts by the data-value of the cells: numbers in descending, text in ascending order at the first
+# click. Cells without a value stay last.
 SCRIPT = """
 for (const button of document.querySelectorAll("th button")) {
   button.addEventListener("click", () => {
@@ -83,9 +83,9 @@ for (const button of document.querySelectorAll("th button")) {
 
 
 class Page:
-    """A page that is put together from top to bottom and written once.
+    """A page that is built from top to bottom and written once.
 
-    All words are escaped; nothing is loaded from elsewhere, so the file can be mailed.
+    All text is escaped. The file loads nothing from elsewhere, so it can be sent by mail.
     """
 
     def __init__(self, title: str, lead: str = "") -> None:
@@ -103,11 +103,11 @@ class Page:
         self._parts.append(f"<p>{html.escape(words)}</p>")
 
     def items(self, lines: Sequence[str]) -> None:
-        """A list with bullets."""
+        """A bullet list."""
         self._parts.append("<ul>" + "".join(f"<li>{html.escape(s)}</li>" for s in lines) + "</ul>")
 
     def code(self, words: str) -> None:
-        """A command or other text to be copied as it is."""
+        """Preformatted text, such as a command."""
         self._parts.append(f"<pre>{html.escape(words)}</pre>")
 
     def table(
@@ -116,12 +116,13 @@ class Page:
         caption: str = "",
         best: Mapping[str, str] | None = None,
     ) -> None:
-        """A table that sorts by a click on a column's head.
+        """A table that sorts by a column when its header is clicked.
 
         Args:
-            rows: each maps column to value; the columns are those of all rows in order of
-                appearance, and what a row lacks is shown as not measured.
-            best: columns of which the best value is set in bold: `max` or `min`.
+            rows: each maps columns to values. Columns are those of all rows, in order of
+                appearance; missing values are shown as not measured.
+            caption: text below the table.
+            best: columns with the best value in bold: `max` or `min`.
         """
         columns = list(dict.fromkeys(name for row in rows for name in row))
         top = {}
@@ -152,7 +153,7 @@ class Page:
         kind = "png"
         if not isinstance(picture, bytes):
             file = io.BytesIO()
-            # A tenth of a PNG's size where it shows a photograph.
+            # For photographs, a tenth of the size of a PNG.
             options = {"quality": 88}
             picture.savefig(file, format="webp", dpi=130, bbox_inches="tight", pil_kwargs=options)
             kind, picture = "webp", file.getvalue()
@@ -168,7 +169,7 @@ class Page:
         path.write_text(
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            '<link rel="icon" href="data:,">'  # or the browser asks for one and logs an error
+            '<link rel="icon" href="data:,">'  # prevents a request for a favicon
             f"<title>{html.escape(self.title)}</title><style>{STYLE}</style></head>\n<body>"
             + "\n".join(self._parts)
             + f"<script>{SCRIPT}</script></body></html>\n",
@@ -177,7 +178,7 @@ class Page:
 
 
 def shown(value: Value) -> str:
-    """A value as a reader wants it: three digits after the point below 10, one below 100."""
+    """Format a value: three decimals below 10, one below 100."""
     if value is None:
         return "-"
     if isinstance(value, tuple):
@@ -193,7 +194,7 @@ def shown(value: Value) -> str:
 
 
 def _number(value: Value) -> float | None:
-    """What a cell is compared by, None for words and for what is not known."""
+    """The number by which a cell is compared; None for text and missing values."""
     if isinstance(value, tuple):
         value = value[0]
     if isinstance(value, numbers.Real) and np.isfinite(value):

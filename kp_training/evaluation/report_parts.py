@@ -1,4 +1,4 @@
-"""What the reports of all evaluations share."""
+"""Common parts of the reports of all evaluations."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ LABELS = {
 
 
 def add_end(page: Page, metrics: dict) -> None:
-    """What was left out, and how the page came about."""
-    page.heading("Left out")
+    """Add the skipped scenes and how the page was made."""
+    page.heading("Skipped")
     skipped = metrics["protocol"]["skipped"]
-    page.text(f"Skipped, not part of any mean: {len(skipped)}." if skipped else "Nothing skipped.")
+    page.text(f"{len(skipped)} skipped, not part of any mean." if skipped else "None.")
     page.items(skipped)
     missing = without_value(metrics)
     if missing:
-        page.text("Means over fewer scenes, where a scene has no value (no correct match):")
+        page.text("These means exclude scenes without a value (no correct match):")
         page.items(missing)
     page.heading("How this was made")
     facts = provenance()
@@ -44,7 +44,7 @@ def add_end(page: Page, metrics: dict) -> None:
 
 
 def add_means(page: Page, metrics: dict, names: tuple[str, ...], caption: str) -> None:
-    """A row for each method."""
+    """Add a table with one row for each method."""
     best = {LABELS[m]: "min" if m in LESS_IS_BETTER else "max" for m in names}
     rows = [
         labelled({"method": name} | {m: mean_and_std(found[m]) for m in names})
@@ -54,21 +54,21 @@ def add_means(page: Page, metrics: dict, names: tuple[str, ...], caption: str) -
 
 
 def mean_and_std(metric: dict) -> Value | tuple[float, float]:
-    """A metric's cell."""
+    """The table cell of a metric."""
     return None if metric["mean"] is None else (metric["mean"], metric["std"])
 
 
 def labelled(row: dict) -> dict:
-    """A row with metrics named for readers."""
+    """A row with readable metric names."""
     return {LABELS.get(name, name): value for name, value in row.items()}
 
 
 def many(count: int, what: str) -> str:
-    """A number of things."""
+    """A number with a noun in singular or plural."""
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def size_words(protocol: dict) -> str:
-    """The images' size."""
+    """The image size of a protocol as text."""
     size = protocol["size"]
     return "native size" if isinstance(size, str) else f"{size[0]}x{size[1]}"

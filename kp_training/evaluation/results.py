@@ -1,4 +1,4 @@
-"""What all evaluations share: means over scenes, repeatable runs, and how a run came about."""
+"""Common parts of all evaluations: means over scenes, seeding, provenance of a run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from kp_frontend.tools.doctor import machine
 
 
 def summary(names: Iterable[str], rows: Mapping[str, Mapping[str, float | None]]) -> dict:
-    """For each metric `mean` and `std` over the scenes that have a value, and `per_scene`.
+    """For each metric, `mean` and `std` over the scenes with a value, and `per_scene`.
 
-    The standard deviation is that of the scenes (dividing by their number). Scenes without a value
-    have None in `per_scene`; if none has one, so are mean and deviation.
+    `std` is the population standard deviation over scenes. Scenes without a value have None in
+    `per_scene`. If no scene has a value, mean and std are None too.
 
     Args:
-        names: of the metrics.
-        rows: for each scene its metrics.
+        names: names of the metrics.
+        rows: metrics of each scene.
     """
     found = {}
     for name in names:
@@ -41,7 +41,7 @@ def summary(names: Iterable[str], rows: Mapping[str, Mapping[str, float | None]]
 
 
 def without_value(metrics: Mapping) -> list[str]:
-    """Which means leave out scenes, in words."""
+    """Lines of text that list the means that exclude scenes."""
     lines = []
     for method, found in metrics["methods"].items():
         for name, metric in found.items():
@@ -53,7 +53,7 @@ def without_value(metrics: Mapping) -> list[str]:
 
 
 def write_metrics(out: Path, metrics: Mapping) -> None:
-    """Write OUT/metrics.json. JSON knows no infinity and no NaN: they become null."""
+    """Write OUT/metrics.json. Infinity and NaN, which JSON does not have, become null."""
     (out / "metrics.json").write_text(
         json.dumps(_finite(metrics), indent=1, allow_nan=False) + "\n"
     )
@@ -76,12 +76,12 @@ def seed_everything(seed: int = 0) -> None:
 
 
 def command_line() -> str:
-    """The `kp` command that is running."""
+    """The current `kp` command line."""
     return shlex.join(["kp", *sys.argv[1:]])
 
 
 def provenance() -> dict[str, str]:
-    """The command that is running, versions and machine, in words."""
+    """The current command, versions and machine, as text."""
     return {
         "command": command_line(),
         "kp_frontend": __version__,

@@ -1,4 +1,4 @@
-"""Rectified stereo pairs with ground truth disparity, from disk."""
+"""Reads rectified stereo pairs with ground truth disparity."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 
 from kp_training.evaluation.layouts import SceneFiles, find_scenes
 
-CHECK_TOLERANCE = 1.0  # the two maps of a point seen by both images differ by no more, pixels
-SEEN_BY_BOTH = 255  # in mask0nocc.png
+CHECK_TOLERANCE = 1.0  # left-right check: maximum difference of the two maps, pixels
+SEEN_BY_BOTH = 255  # value of pixels in mask0nocc.png that both images show
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A rectified grey pair and what is known of it, pixels.
+    """A rectified grey pair and its ground truth, in pixels.
 
-    `disparity` (H, W) of the left image, `right_disparity` (H, W) of the right one where the
-    release has it; NaN where unknown. `mask` and `right_mask` (H, W) bool: pixels that both images
-    see, where the release says it.
+    `disparity` (H, W) is for the left image, `right_disparity` (H, W) for the right one if the
+    release has it; NaN where unknown. `mask` and `right_mask` (H, W) bool are the pixels visible in
+    both images, if the release has them.
     """
 
     name: str
@@ -35,9 +35,9 @@ class Scene:
 
 @dataclass(frozen=True)
 class View:
-    """One image's ground truth: pixel (x, y) shows what the other image shows at (x + shift, y).
+    """Ground truth of one image: pixel (x, y) corresponds to (x + shift, y) in the other image.
 
-    `shift` (H, W), NaN where unknown; `visible` (H, W) bool: known, and seen by the other image.
+    `shift` (H, W), NaN where unknown; `visible` (H, W) bool: known, and visible in the other image.
     """
 
     shift: np.ndarray
@@ -45,13 +45,13 @@ class View:
 
 
 def left_view(scene: Scene) -> View:
-    """The left image's ground truth."""
+    """Ground truth of the left image."""
     other = None if scene.right_disparity is None else scene.right_disparity
     return View(-scene.disparity, _visible(-scene.disparity, other, scene.mask))
 
 
 def right_view(scene: Scene) -> View | None:
-    """The right image's ground truth, None where the release has no map of it."""
+    """Ground truth of the right image; None if the release has no map of it."""
     if scene.right_disparity is None:
         return None
     return View(
@@ -63,10 +63,10 @@ def right_view(scene: Scene) -> View | None:
 def _visible(
     shift: np.ndarray, other_shift: np.ndarray | None, mask: np.ndarray | None
 ) -> np.ndarray:
-    """Pixels whose place lies in the other image and is not hidden there.
+    """Pixels that correspond to a visible pixel inside the other image.
 
-    Hidden: by the release's mask; where there is none but both maps are, a pixel of which the other
-    image's map does not lead back to within `CHECK_TOLERANCE` (left-right check).
+    The release's mask decides about occlusion. Without a mask, but with both maps, a pixel is
+    occluded if it fails the left-right check (`CHECK_TOLERANCE`).
     """
     height, width = shift.shape
     x = np.arange(width) + shift
@@ -96,14 +96,14 @@ def read_disparity(path: Path, scale: float) -> np.ndarray:
 
 
 def _read_pfm(path: Path) -> np.ndarray | None:
-    """A one-channel PFM as it is stored; OpenCV would divide by the scale in its header."""
+    """Read a one-channel PFM as stored; OpenCV would divide by the scale in its header."""
     with path.open("rb") as file:
         kind, size, scale = (file.readline().split() for _ in range(3))
         stored = file.read()
     try:
         values = np.frombuffer(stored, "<f4" if float(scale[0]) < 0 else ">f4")
         width, height = map(int, size)
-    except (ValueError, IndexError):  # cut, or something else
+    except (ValueError, IndexError):  # truncated or another format
         return None
     if kind != [b"Pf"] or values.size != width * height:
         return None
@@ -114,7 +114,7 @@ def read_grey(path: Path) -> np.ndarray:
     """A grey uint8 image (H, W).
 
     Raises:
-        ValueError: the file is missing or no image.
+        ValueError: the file is missing or is not an image.
     """
     if not path.is_file():
         raise ValueError(f"{path.name} is missing")
@@ -128,9 +128,9 @@ def load_scene(files: SceneFiles, size: tuple[int, int] | None = None) -> Scene:
     """Read a scene.
 
     Args:
-        size: width and height to bring images and maps to, for instance (1920, 1080); the images'
-            rows and columns are then stretched apart from each other, and disparities with the
-            columns. Maps are sampled at the nearest pixel, so that no depth is made up at edges.
+        size: width and height to resize images and maps to, for example (1920, 1080). Rows and
+            columns are scaled separately, disparities with the columns. Maps are sampled at the
+            nearest pixel, so that no depth is interpolated at edges.
 
     Raises:
         ValueError: a file is missing or broken, or images and maps differ in size.
@@ -143,7 +143,7 @@ def load_scene(files: SceneFiles, size: tuple[int, int] | None = None) -> Scene:
                 raise ValueError(f"{path.name} is missing")
             arrays[name] = read_disparity(path, files.scale)
             if not np.isfinite(arrays[name]).any():
-                raise ValueError(f"{path.name} knows no disparity at all")
+                raise ValueError(f"{path.name} has no valid disparity")
     for name, path in (("mask", files.mask), ("right_mask", files.other_mask)):
         if path is not None:
             arrays[name] = read_grey(path) == SEEN_BY_BOTH
@@ -161,7 +161,7 @@ def _resized(name: str, array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if name in ("left", "right"):
         shrinks = size[0] <= width and size[1] <= height
         return cv2.resize(array, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-    # The centres of the new pixels in the old ones: cv2's INTER_NEAREST takes their corners.
+    # Sample at the centres of the new pixels; cv2.INTER_NEAREST samples at their corners.
     column = ((np.arange(size[0]) + 0.5) * width / size[0]).astype(int)
     row = ((np.arange(size[1]) + 0.5) * height / size[1]).astype(int)
     sampled = array[row[:, None], column]
@@ -169,7 +169,7 @@ def _resized(name: str, array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def load_scenes(folder: Path) -> tuple[list[Scene], list[str]]:
-    """All scenes of a folder, and why others are left out; see `find_scenes`.
+    """Read all scenes of a folder; returns also why others were skipped. See `find_scenes`.
 
     Raises:
         ValueError: see `find_scenes`.

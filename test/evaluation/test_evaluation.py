@@ -308,7 +308,7 @@ def test_masks_are_read_and_size_is_changed(tmp_path):
         (lambda p: (p / "im1.png").write_bytes(b"no"), "im1.png cannot be read as an image"),
         (lambda p: (p / "disp0.pfm").write_bytes(b"Pf\n9 9\n-1\n"), "disp0.pfm cannot be read"),
         (lambda p: write_pfm(p / "disp0.pfm", np.ones((9, 9))), "disparity 9x9"),
-        (lambda p: write_pfm(p / "disp0.pfm", np.full((9, 9), np.inf)), "knows no disparity"),
+        (lambda p: write_pfm(p / "disp0.pfm", np.full((9, 9), np.inf)), "has no valid disparity"),
         (lambda p: write_pfm(p / "disp1.pfm", np.ones((9, 9))), "right_disparity 9x9"),
         (lambda p: cv2.imwrite(str(p / "im1.png"), np.ones((9, 9))), "right 9x9"),
         (lambda p: (p / "im1.png").unlink(), "has disp0.pfm, but not im0 and im1"),
@@ -470,7 +470,7 @@ def test_external_methods(tmp_path, monkeypatch):
     own = make_method("peers_for_test:WithMatcher", 200)
     assert own.own_matcher and own.match(*found).tolist() == [[i, i] for i in range(5)]
     for name, words in (
-        ("greedy", "returned 201 keypoints of at most 200"),
+        ("greedy", "returned 201 keypoints, at most 200 allowed"),
         ("ragged", "must return keypoints"),
         ("broken", "ZeroDivisionError"),
         ("missing", "AttributeError"),

@@ -142,7 +142,7 @@ def test_layouts_and_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match="3x3"):
         load_pair(pairs[0])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no sequence"):
+    with pytest.raises(ValueError, match="has no sequence"):
         find_pairs(tmp_path / "empty")
 
 
@@ -154,14 +154,14 @@ def test_command(tmp_path):
     assert main([*words, "--methods", "tiny,sift,orb", "--max-keypoints", "300"]) == 0
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert metrics["scenes"] == ["v_wall/1-2"]
-    assert metrics["protocol"]["skipped"] == ["v_bad/1-2: H_1_2 is no homography"]
+    assert metrics["protocol"]["skipped"] == ["v_bad/1-2: H_1_2 is not a homography"]
     for name in ("tiny", "sift"):
         found = metrics["methods"][name]
         assert found["homography_accuracy_3px"]["mean"] == 1.0, name
         assert found["repeatability"]["mean"] > 0.6, name
     page = (tmp_path / "out/report.html").read_text()
     assert "Viewpoint (sequences v_...)" in page and "Illumination" not in page
-    assert "v_bad/1-2: H_1_2 is no homography" in page and page.count("<img") == 4
+    assert "v_bad/1-2: H_1_2 is not a homography" in page and page.count("<img") == 4
 
 
 @pytest.mark.skipif(not OXFORD.is_dir(), reason="no Oxford sequences beside the repository")

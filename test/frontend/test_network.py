@@ -88,11 +88,11 @@ def test_unusable_weights_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not a readable safetensors"):
         load_network(tmp_path / "text.safetensors")
     save_file({"a": torch.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="does not hold a keypoint network"):
+    with pytest.raises(ValueError, match="does not contain a keypoint network"):
         load_network(tmp_path / "other.safetensors")
     header = {"architecture": json.dumps(asdict(SIZES["tiny"]))}
     save_file({"a": torch.zeros(3)}, tmp_path / "foreign.safetensors", metadata=header)
-    with pytest.raises(ValueError, match="does not fit the architecture"):
+    with pytest.raises(ValueError, match="does not match the architecture"):
         load_network(tmp_path / "foreign.safetensors")
     with pytest.raises(ValueError, match="unknown network size"):
         build_network("huge")

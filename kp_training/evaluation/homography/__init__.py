@@ -1,1 +1,1 @@
-"""Methods on image pairs that a known homography relates."""
+"""Evaluation on image pairs with known homographies."""

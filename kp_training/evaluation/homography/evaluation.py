@@ -1,8 +1,9 @@
-"""`kp evaluate homography`: methods on image pairs that a known homography relates.
+"""`kp evaluate homography`: evaluates methods on image pairs with known homographies.
 
-Sequences of HPatches (`1.ppm` ... `6.ppm`, `H_1_2` ... `H_1_6`; Balntas et al., 2017) and of
-Oxford's affine set (`img1.ppm`, `H1to2p`; Mikolajczyk et al., 2005): every image of a sequence is
-paired with its first. Metrics as DeTone et al. (2018) define them; formulas in docs/evaluation.md.
+It reads sequences of HPatches (`1.ppm` ... `6.ppm`, `H_1_2` ... `H_1_6`; Balntas et al., 2017) and
+of Oxford's affine set (`img1.ppm`, `H1to2p`; Mikolajczyk et al., 2005). Every image of a sequence
+is paired with the first one. The metrics are those of DeTone et al. (2018); docs/evaluation.md has
+the formulas.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from kp_training.evaluation.scenes import read_grey
 
 IMAGE = re.compile(r"(?:img)?(\d+)\.(?:ppm|pgm|png|jpg)")
 MATRIX = re.compile(r"H_?1(?:to|_)(\d+)p?")
-RANSAC_PX = 3.0  # reprojection error of an inlier
+RANSAC_PX = 3.0  # maximum reprojection error of an inlier
 CORNER_TOLERANCES = (1, 3, 5)  # pixels
 
 METRICS = (
@@ -55,7 +56,7 @@ METRICS = (
 
 @dataclass(frozen=True)
 class PairFiles:
-    """Two images, and the file of the 3x3 matrix that takes pixels of the first to the second."""
+    """Two image files, and the file of the 3x3 homography from the first to the second."""
 
     name: str
     first: Path
@@ -75,7 +76,7 @@ class Pair:
 
 @dataclass
 class HomographyEvaluation:
-    """`metrics` is what metrics.json holds; `shown` and `shown_results` are for the report."""
+    """`metrics` is the content of metrics.json; `shown` and `shown_results` are for the report."""
 
     metrics: dict
     methods: list[Method]
@@ -84,10 +85,10 @@ class HomographyEvaluation:
 
 
 def find_pairs(folder: Path) -> tuple[list[PairFiles], list[str]]:
-    """Pairs of all sequences in a folder and below, and why others are left out.
+    """Find the pairs of all sequences below a folder; returns also why others were skipped.
 
     Raises:
-        ValueError: not a folder, or no sequence in it.
+        ValueError: `folder` is not a folder, or has no sequence.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
@@ -110,7 +111,7 @@ def find_pairs(folder: Path) -> tuple[list[PairFiles], list[str]]:
                 skipped.append(f"{name}: {' and '.join(missing)} missing")
     if not pairs:
         raise ValueError(
-            f"{folder} holds no sequence (1.ppm, 2.ppm, H_1_2 or img1.ppm, img2.ppm, H1to2p)"
+            f"{folder} has no sequence (1.ppm, 2.ppm, H_1_2 or img1.ppm, img2.ppm, H1to2p)"
         )
     return pairs, skipped
 
@@ -119,7 +120,7 @@ def load_pair(files: PairFiles, size: tuple[int, int] | None = None) -> Pair:
     """Read a pair.
 
     Args:
-        size: width and height to bring both images to; the homography then follows.
+        size: width and height to resize both images to; the homography is adapted.
 
     Raises:
         ValueError: a file is broken.
@@ -130,7 +131,7 @@ def load_pair(files: PairFiles, size: tuple[int, int] | None = None) -> Pair:
     except ValueError as error:
         raise ValueError(f"{files.matrix.name} does not hold a 3x3 matrix") from error
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
-        raise ValueError(f"{files.matrix.name} is no homography")
+        raise ValueError(f"{files.matrix.name} is not a homography")
     if size is not None:
         matrix = _scaling(second.shape, size) @ matrix @ np.linalg.inv(_scaling(first.shape, size))
         shrinks = size[0] <= first.shape[1]
@@ -140,13 +141,13 @@ def load_pair(files: PairFiles, size: tuple[int, int] | None = None) -> Pair:
 
 
 def _scaling(shape: tuple[int, ...], size: tuple[int, int]) -> np.ndarray:
-    """Matrix (3, 3) from pixels of an image to those of the resized one; centres are integers."""
+    """Matrix (3, 3) from pixels of an image to those of the resized image."""
     x, y = size[0] / shape[1], size[1] / shape[0]
     return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1.0]])
 
 
 def warp(xy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Points (N, 2) through a homography; NaN for those that it takes behind the camera."""
+    """Apply a homography to points (N, 2); NaN for points that end up behind the camera."""
     homogeneous = np.column_stack([xy, np.ones(len(xy))]) @ matrix.T
     depth = homogeneous[:, 2:] * np.sign(matrix[2, 2] or 1.0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -154,9 +155,9 @@ def warp(xy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def pair_metrics(pair: Pair, first: Found, second: Found, matches: np.ndarray) -> dict[str, Value]:
-    """Metrics of one pair from both images' keypoints and (M, 2) indices of matches."""
+    """Metrics of one pair, from the keypoints of both images and (M, 2) indices of matches."""
     back = np.linalg.inv(pair.matrix)
-    # Of each image: its keypoints' true places in the other, and which lie inside of it.
+    # For each image: true positions of its keypoints in the other image, and which are inside it.
     places = warp(first.xy, pair.matrix), warp(second.xy, back)
     shared = (
         _inside(places[0], pair.second.shape),
@@ -170,7 +171,7 @@ def pair_metrics(pair: Pair, first: Found, second: Found, matches: np.ndarray) -
     nears = np.concatenate([a[inside] for a, inside in zip(apart, shared, strict=True)])
     rows, columns = matches.T
     off = np.linalg.norm(places[0][rows] - second.xy[columns], axis=1)
-    correct = off <= REPEAT_TOLERANCE  # a point without a place is not
+    correct = off <= REPEAT_TOLERANCE  # NaN is not correct
     error = corner_error(pair, first.xy[rows], second.xy[columns])
     return {
         "repeatability": share(nears <= REPEAT_TOLERANCE),
@@ -184,7 +185,7 @@ def pair_metrics(pair: Pair, first: Found, second: Found, matches: np.ndarray) -
 
 
 def pair_map(pair: Pair, first: Found, second: Found) -> float:
-    """Nearest-neighbour mAP of the first image's keypoints that have a place in the second."""
+    """Nearest-neighbour mAP of the first image's keypoints that lie inside the second image."""
     place = warp(first.xy, pair.matrix)
     inside = _inside(place, pair.second.shape)
     if not inside.any() or not len(second.xy):
@@ -198,14 +199,14 @@ def pair_map(pair: Pair, first: Found, second: Found) -> float:
 
 
 def _inside(xy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Points (N, 2) that lie in an image of a shape; NaN does not."""
+    """Which points (N, 2) lie inside an image of the given shape; NaN does not."""
     return ((xy >= 0) & (xy <= [shape[1] - 1, shape[0] - 1])).all(1)
 
 
 def corner_error(pair: Pair, first_xy: np.ndarray, second_xy: np.ndarray) -> float:
     """Mean distance of the first image's corners under the estimated and the true homography.
 
-    The estimate is OpenCV's RANSAC on the matches. Infinite if there is none.
+    The estimate is OpenCV's RANSAC on the matches; the error is infinite if it fails.
     """
     if len(first_xy) < 4:
         return np.inf
@@ -232,12 +233,12 @@ def evaluate_homography(
     Args:
         folder: see `find_pairs`.
         methods: names, see `make_method`.
-        most: keypoints per image.
-        size: width and height to bring all images to; None: as they are.
+        most: maximum number of keypoints per image.
+        size: width and height to resize all images to; None keeps their size.
         seeded: seed all random generators for each method and pair.
 
     Raises:
-        ValueError: no usable pair, or no such method.
+        ValueError: there is no usable pair, or a method is unknown.
     """
     found, skipped = find_pairs(folder)
     subjects = [make_method(name, most) for name in dict.fromkeys(methods)]

@@ -21,7 +21,7 @@ from kp_training.evaluation.results import summary
 
 
 def homography_report(evaluation: HomographyEvaluation) -> Page:
-    """The page of `kp evaluate homography`."""
+    """Build the page of `kp evaluate homography`."""
     metrics, protocol = evaluation.metrics, evaluation.metrics["protocol"]
     count, skipped = len(metrics["scenes"]), len(protocol["skipped"])
     page = Page(
@@ -35,8 +35,8 @@ def homography_report(evaluation: HomographyEvaluation) -> Page:
         metrics,
         METRICS,
         "Mean ± standard deviation over pairs; best in bold. Matches are mutual nearest neighbours "
-        "or the method's own; H, the homography, is estimated from them by RANSAC "
-        f"({RANSAC_PX:g} px) and right if the corners' mean error is small enough.",
+        "or come from the method's own matcher. The homography H is estimated from them by RANSAC "
+        f"({RANSAC_PX:g} px) and correct if the mean error of the corners is small enough.",
     )
     _hpatches_parts(page, metrics)
     accuracy = {
@@ -44,8 +44,8 @@ def homography_report(evaluation: HomographyEvaluation) -> Page:
         for name, found in metrics["methods"].items()
     }
     page.figure(
-        figures.bars_figure(accuracy, "share of pairs with the right homography"),
-        "Corner error of the estimated homography at most 1, 3 and 5 px.",
+        figures.bars_figure(accuracy, "share of pairs with a correct homography"),
+        "Corner error of the estimated homography of at most 1, 3 and 5 px.",
     )
     page.heading(f"Matches of {evaluation.shown.name}")
     for name, result in evaluation.shown_results.items():
@@ -55,10 +55,10 @@ def homography_report(evaluation: HomographyEvaluation) -> Page:
         pair = evaluation.shown
         page.figure(
             figures.matches_figure(pair.first, pair.second, left, right, correct, name),
-            f"{name}: right ones green, wrong ones red.",
+            f"{name}: correct matches are green, wrong ones red.",
         )
     page.heading("Per pair")
-    page.text("A click on a column's head sorts by it.")
+    page.text("Click a column header to sort.")
     page.table(
         [
             {"pair": pair, "method": name}
@@ -72,7 +72,7 @@ def homography_report(evaluation: HomographyEvaluation) -> Page:
 
 
 def _hpatches_parts(page: Page, metrics: dict) -> None:
-    """Means of HPatches' two kinds of sequences, where they are there."""
+    """Add the means of the two kinds of HPatches sequences, if there are any."""
     for prefix, words in (("i_", "Illumination"), ("v_", "Viewpoint")):
         pairs = [
             pair for pair in metrics["scenes"] if PurePath(pair).parent.name.startswith(prefix)

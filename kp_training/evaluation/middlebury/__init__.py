@@ -1,1 +1,1 @@
-"""Methods on stereo pairs with true disparity."""
+"""Evaluation on stereo pairs with ground truth disparity."""

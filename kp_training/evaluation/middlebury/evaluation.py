@@ -1,4 +1,4 @@
-"""`kp evaluate middlebury`: methods on all scenes of a folder."""
+"""`kp evaluate middlebury`: evaluates methods on all scenes of a folder."""
 
 from __future__ import annotations
 
@@ -31,14 +31,17 @@ from kp_training.evaluation.metrics import (
 )
 from kp_training.evaluation.scenes import Scene, load_scene
 
-STEPS = 5  # points of the curves over the number of keypoints, each half of the next
+STEPS = 5  # points of the curves over the number of keypoints, doubling from one to the next
 
 
 @dataclass
 class MethodResults:
-    """All of one method: of each scene its metrics, signed disparity errors (pixels, where there is
-    ground truth) of unconstrained matches in the right rows and of published ones, and for each
-    number of keypoints the metrics of matches among the strongest ones."""
+    """Results of one method, by scene.
+
+    `rows`: metrics. `errors`: signed disparity errors (pixels, where there is ground truth) of
+    unconstrained matches in corresponding rows; `stereo_errors`: of published matches. `curves`:
+    for each number of keypoints, the metrics of the matches among the strongest ones.
+    """
 
     method: Method
     rows: dict[str, dict[str, Value]] = field(default_factory=dict)
@@ -50,7 +53,7 @@ class MethodResults:
     def add(
         self, scene: Scene, result: PairResult, published: Published, counts: Sequence[int]
     ) -> None:
-        """Measure a scene's result."""
+        """Measure the result of a scene."""
         name, method = scene.name, self.method
         own_matches = result.matches if method.own_matcher else None
         self.rows[name] = {
@@ -71,10 +74,10 @@ class MethodResults:
 
 @dataclass
 class Evaluation:
-    """`metrics` is what metrics.json holds, the rest is for the report.
+    """`metrics` is the content of metrics.json; the rest is for the report.
 
-    `scenes`: width, height and release of each. `precise`: those with sub-pixel (PFM) maps, all if
-    there are none. `shown`: the scene of the pictures.
+    `scenes`: width, height and release of each scene. `precise`: the scenes with sub-pixel (PFM)
+    maps, or all if there are none. `shown`: the scene of the pictures.
     """
 
     metrics: dict
@@ -97,18 +100,19 @@ def evaluate_middlebury(
     Args:
         folder: see `kp_training.evaluation.layouts`.
         methods: names, see `make_method`.
-        most: keypoints per image.
-        size: width and height to bring all scenes to; None: as they are.
-        seeded: seed all random generators for each method and scene, so that a run can be repeated
-            to the last digit.
-        show: the scene whose pictures the report has; None: the first with a PFM map, or the first.
+        most: maximum number of keypoints per image.
+        size: width and height to resize all scenes to; None keeps their size.
+        seeded: seed all random generators for each method and scene, so that runs are identical to
+            the last digit.
+        show: scene of the report's pictures; None uses the first scene with a PFM map, or the
+            first scene.
 
     Raises:
-        ValueError: no usable scene, or no such method or scene.
+        ValueError: there is no usable scene, or a method or scene is unknown.
     """
     found, skipped = find_scenes(folder)
     if show is not None and show not in [files.name for files in found]:
-        raise ValueError(f"no scene {show!r}: there are {', '.join(f.name for f in found)}")
+        raise ValueError(f"unknown scene {show!r}; scenes: {', '.join(f.name for f in found)}")
     results = {name: MethodResults(make_method(name, most)) for name in methods}
     counts = [most // 2**i for i in reversed(range(STEPS)) if most // 2**i]
     scenes: dict[str, tuple[int, int, str]] = {}
@@ -133,7 +137,7 @@ def evaluate_middlebury(
     if not scenes:
         raise ValueError(f"no usable scene in {folder}: {'; '.join(skipped)}")
     if shown is None:
-        raise ValueError(f"the scene to show, {show}, cannot be used: {'; '.join(skipped)}")
+        raise ValueError(f"scene {show} cannot be shown: {'; '.join(skipped)}")
     protocol = pair_protocol(most, size, seeded, skipped, matching=_matching(results))
     rows = {name: of_method.rows for name, of_method in results.items()}
     metrics = pair_metrics_file(scenes, METRICS, rows, protocol)
@@ -141,8 +145,6 @@ def evaluate_middlebury(
 
 
 def _matching(results: dict[str, MethodResults]) -> str:
-    """How the methods were matched, for the protocol."""
+    """Description of the matchers, for the protocol."""
     own = [name for name, of_method in results.items() if of_method.method.own_matcher]
-    return "mutual nearest neighbours, but the method's own matcher of: " + (
-        ", ".join(own) or "none"
-    )
+    return "mutual nearest neighbours; own matcher: " + (", ".join(own) or "none")

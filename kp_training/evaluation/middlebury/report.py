@@ -23,7 +23,7 @@ from kp_training.evaluation.report_parts import (
 from kp_training.evaluation.results import summary
 from kp_training.evaluation.scenes import Scene
 
-# What the reference study reports: mean and standard deviation, shares instead of percentages.
+# Figures of the reference study: mean and standard deviation, as shares instead of percentages.
 STUDY_METRICS = (
     "matching_accuracy",
     "total_matches",
@@ -60,7 +60,7 @@ PER_SCENE = (
 
 
 def middlebury_report(evaluation: Evaluation) -> Page:
-    """The page of `kp evaluate middlebury`."""
+    """Build the page of `kp evaluate middlebury`."""
     metrics, protocol = evaluation.metrics, evaluation.metrics["protocol"]
     count, skipped = len(metrics["scenes"]), len(protocol["skipped"])
     page = Page(
@@ -74,17 +74,18 @@ def middlebury_report(evaluation: Evaluation) -> Page:
     page.heading("By number of keypoints")
     page.figure(
         figures.curves_figure(_curves(evaluation)),
-        "Unconstrained matches among the strongest keypoints of the same detections.",
+        "Unconstrained matches among the strongest keypoints of each detection.",
     )
     page.heading("Disparity errors")
     page.figure(
         figures.errors_figure(*_errors(evaluation)),
         f"x_l - x_r - d_gt of matches with ground truth, {_precise(evaluation)}. Left: "
-        "unconstrained matches in the right rows. Right: as the front end publishes them.",
+        "unconstrained matches in corresponding rows. Right: matches as the front end publishes "
+        "them.",
     )
     _pictures(page, evaluation)
     page.heading("Per scene")
-    page.text("A click on a column's head sorts by it.")
+    page.text("Click a column header to sort.")
     rows = []
     for scene, (width, height, release) in evaluation.scenes.items():
         for name, found in metrics["methods"].items():
@@ -98,7 +99,7 @@ def middlebury_report(evaluation: Evaluation) -> Page:
 
 
 def _in_short(metrics: dict) -> list[str]:
-    """A line on each method."""
+    """One summary line per method."""
     lines = []
     for name, found in metrics["methods"].items():
         mean = {metric: shown(values["mean"]) for metric, values in found.items()}
@@ -112,7 +113,7 @@ def _in_short(metrics: dict) -> list[str]:
 
 
 def _study(page: Page, evaluation: Evaluation) -> None:
-    page.heading("Beside the reference study")
+    page.heading("Comparison with the reference study")
     protocol = evaluation.metrics["protocol"]
     here = f"{many(len(evaluation.scenes), 'scene')} here, {size_words(protocol)}"
     rows = [labelled(row) for row in STUDY]
@@ -121,9 +122,9 @@ def _study(page: Page, evaluation: Evaluation) -> None:
         rows.append(labelled(row | {"measured on": here}))
     page.table(
         rows,
-        "Mean ± standard deviation over scenes. The first two rows are the study's own figures, on "
-        "its own scenes and machine; where scenes or sizes differ, the rows show its terms, not a "
-        "contest. --size 1920x1080 is its size.",
+        "Mean ± standard deviation over scenes. The first two rows are the figures of the study, "
+        "on its own scenes and machine. Rows are comparable only if scenes and sizes are the same; "
+        "the study's size is --size 1920x1080.",
     )
 
 
@@ -134,28 +135,28 @@ def _means(page: Page, metrics: dict) -> None:
         page,
         metrics,
         MATCHES,
-        "Mutual nearest neighbours over descriptors without epipolar help, or the method's own "
-        "matcher. Mean ± standard deviation over scenes; best in bold.",
+        "Mutual nearest neighbours of descriptors without an epipolar constraint, or the method's "
+        "own matcher. Mean ± standard deviation over scenes; best in bold.",
     )
     page.heading("Keypoints and descriptors", 3)
     add_means(
         page,
         metrics,
         (*KEYPOINTS, "inference_ms"),
-        "Repeatability of the keypoints whose true place lies in the other image, within 3 px and "
-        "1 px; unoccluded: only of those that the other image is known to see.",
+        "Repeatability of the keypoints with a true position inside the other image, within 3 px "
+        "and 1 px; unoccluded: only of those that are visible in the other image.",
     )
     limits = FrontendConfig()
-    page.heading("As the front end publishes them", 3)
+    page.heading("Matches as the front end publishes them", 3)
     add_means(
         page,
         metrics,
         STEREO,
-        "Every method's keypoints and descriptors under the front end's limits: rows within "
-        f"{limits.row_tolerance:g} px, disparity at least -1 px, cosine at least "
-        f"{limits.min_similarity:g}, mutual nearest neighbours; then the disparity is refined on "
-        f"the images, which must correlate by {limits.min_correlation:g} in each quarter of the "
-        "window. Best in bold.",
+        "Keypoints and descriptors of every method under the front end's limits: row difference of "
+        f"at most {limits.row_tolerance:g} px, disparity of at least -1 px, cosine similarity of "
+        f"at least {limits.min_similarity:g}, mutual nearest neighbours. The disparity is refined "
+        "on the images, and each quadrant of the patch needs a normalized cross-correlation of at "
+        f"least {limits.min_correlation:g}. Best in bold.",
     )
 
 
@@ -166,31 +167,31 @@ def _pictures(page: Page, evaluation: Evaluation) -> None:
     for of_method in networks[:1]:
         network, (found, _) = of_method.method, of_method.shown
         heat, _ = network.dense(scene.left)
-        page.heading(f"What {network.name} predicts", 3)
+        page.heading(f"Heatmap of {network.name}", 3)
         page.figure(
             figures.heatmap_figure(scene.left, heat),
-            "Predicted keypoint heatmap; its scale is not linear, or only the peaks would show.",
+            "Predicted keypoint heatmap, with a non-linear scale that shows more than the peaks.",
         )
-        page.heading("Predicted keypoints against SIFT's labels", 3)
+        page.heading("Predicted keypoints and SIFT labels", 3)
         page.figure(*figures.labels_figure(scene.left, found.first.xy))
         page.heading("True and false positives", 3)
         page.figure(*figures.positives_figure(scene, found.first.xy, found.second.xy))
-        page.heading("One descriptor against the image", 3)
+        page.heading("Similarity of one descriptor to the image", 3)
         _, dense = network.dense(scene.right)
         page.figure(*figures.similarity_figure(scene, *found.first, dense))
     page.heading("Stereo matches", 3)
     page.text(
-        f"Right ones green, wrong ones red, grey without ground truth; at most about "
-        f"{figures.LINES} of each picture's matches are drawn."
+        f"Correct matches are green, wrong ones red, those without ground truth grey. Each picture "
+        f"shows at most about {figures.LINES} matches."
     )
     for name, of_method in evaluation.results.items():
         left, right = of_method.shown[0].places()
-        words = f"{name}: matches without epipolar help."
+        words = f"{name}: matches without an epipolar constraint."
         page.figure(_matches(scene, left, right, f"{name}, unconstrained"), words)
     for name, of_method in evaluation.results.items():
         left, disparity = of_method.shown[1]
         right = left - np.column_stack([disparity, np.zeros(len(left))])
-        words = f"{name}: as the front end publishes them, drawn at the refined disparity."
+        words = f"{name}: matches as the front end publishes them, at the refined disparity."
         page.figure(_matches(scene, left, right, f"{name}, within limits"), words)
 
 
@@ -200,7 +201,7 @@ def _matches(scene: Scene, left: np.ndarray, right: np.ndarray, title: str) -> F
 
 
 def _curves(evaluation: Evaluation) -> dict[str, dict[int, dict[str, float | None]]]:
-    """For each method and number of keypoints the mean metrics of matches."""
+    """Mean metrics of matches for each method and number of keypoints."""
     return {
         name: {
             count: {m: values["mean"] for m, values in summary(MATCHES, rows).items()}
@@ -211,7 +212,7 @@ def _curves(evaluation: Evaluation) -> dict[str, dict[int, dict[str, float | Non
 
 
 def _errors(evaluation: Evaluation) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """For each method the disparity errors of the precise scenes together, see `MethodResults`."""
+    """Disparity errors of each method over all precise scenes, see `MethodResults`."""
     names, results = evaluation.precise, evaluation.results
     return (
         {k: np.concatenate([r.errors[s] for s in names]) for k, r in results.items()},
@@ -220,7 +221,7 @@ def _errors(evaluation: Evaluation) -> tuple[dict[str, np.ndarray], dict[str, np
 
 
 def _precise(evaluation: Evaluation) -> str:
-    """Which scenes the error histograms are of."""
+    """Description of the scenes of the error histograms."""
     precise, every = len(evaluation.precise), len(evaluation.scenes)
     if precise < every:
         return f"{many(precise, 'scene')} with sub-pixel ground truth"
