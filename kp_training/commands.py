@@ -24,6 +24,8 @@ def _images(arguments: argparse.Namespace, cache: Path) -> Path:
 
 
 def _label(arguments: argparse.Namespace) -> None:
+    from kp_training.image_files import files_below, other_images
+
     images = _images(arguments, arguments.out.with_name(arguments.out.name + ".images"))
     amount = {"most": arguments.most}
     if arguments.views:
@@ -40,6 +42,8 @@ def _label(arguments: argparse.Namespace) -> None:
         labels, unreadable = label_folder(
             images, arguments.out, detector=arguments.detector, **amount
         )
+    for reason in other_images(files_below(images)):
+        print(f"left out: {reason}")
     for path in unreadable:
         print(f"skipped, not readable: {path}")
     print(f"{len(labels)} images, {len(labels.xy)} keypoints written to {arguments.out}")

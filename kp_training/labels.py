@@ -35,9 +35,9 @@ import numpy as np
 from rich.progress import Progress
 
 from kp_training.classics import check_detector, classic_keypoints, repeat_share
+from kp_training.image_files import IMAGE_SUFFIXES, files_below, is_image
 from kp_training.pairs import find_pairs
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff"}
 # RGB-D Object Dataset: name endings of depth maps and masks, and of their colour images.
 NOT_COLOUR = {"_depth": "", "_mask": "", "_depthcrop": "_crop", "_maskcrop": "_crop"}
 PART = 100  # images per intermediate result
@@ -80,7 +80,7 @@ def find_images(folder: Path) -> list[Path]:
         raise ValueError(f"{folder} is not a folder of images")
     if pairs := find_pairs(folder):
         return sorted({folder / name for pair in pairs for name in (pair.left, pair.right)})
-    images = {p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES}
+    images = {p for p in files_below(folder) if is_image(p)}
     of_others = {
         path
         for path in images

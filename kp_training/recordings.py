@@ -28,7 +28,7 @@ def extract_images(bag: Path, topic: str | None, cache: Path, every: int) -> Pat
     # Imported late: only bags need rosbags.
     from kp_training.evaluation.bags.messages import grey_image
     from kp_training.evaluation.bags.reader import Bag
-    from kp_training.evaluation.bags.stereo import stamp_text
+    from kp_training.evaluation.bags.stamps import stamp_text
 
     done = cache / "source.json"
     if done.is_file():

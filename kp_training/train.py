@@ -32,6 +32,7 @@ from kp_training.checkpoint import load_checkpoint, save_checkpoint
 from kp_training.config import TrainConfig
 from kp_training.data import PairDataset, micro_batches
 from kp_training.grow import grow
+from kp_training.image_files import files_below, other_images
 from kp_training.labels import Labels, label_folder, load_labels
 from kp_training.objective import losses
 from kp_training.parallel import Process, join
@@ -289,6 +290,8 @@ def _labels(images: Path, out: Path) -> Labels:
     if (out / "labels.npz").is_file():
         return load_labels(images, out / "labels.npz")
     labels, unreadable = label_folder(images, out / "labels.npz")
+    for reason in other_images(files_below(images)):
+        print(f"left out: {reason}")
     for path in unreadable:
         print(f"skipped, not readable: {path}")
     print(f"{len(labels)} images, {len(labels.xy) / len(labels):.0f} keypoints per image")

@@ -8,13 +8,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kp_frontend.cli import add_command, count, rate, size
+from kp_frontend.cli import add_command, count, positive, rate, size
 
 if TYPE_CHECKING:  # imported where used, so that `kp --help` loads neither torch nor matplotlib
     from rich.table import Table
 
     from kp_frontend.config import FrontendConfig
-    from kp_training.evaluation.bags.stereo import StereoTopics
+    from kp_training.evaluation.bags.stereo import Reading
+    from kp_training.evaluation.bags.topics import StereoTopics
     from kp_training.evaluation.page import Page
 
 METHODS = "tiny,sift,sift_flann,rootsift,orb"
@@ -51,8 +52,7 @@ def _bag(arguments: argparse.Namespace) -> None:
         _topics(arguments),
         _config(arguments),
         arguments.out,
-        slop=arguments.slop,
-        raw=arguments.raw,
+        reading=_reading(arguments),
         live=arguments.live,
         rate=arguments.rate,
     )
@@ -81,8 +81,7 @@ def _odometry(arguments: argparse.Namespace) -> None:
         _methods(arguments.methods),
         _config(arguments),
         _topics(arguments),
-        slop=arguments.slop,
-        raw=arguments.raw,
+        reading=_reading(arguments),
     )
     rows = report.odometry_rows(result)
     sequence = result["sequence"]
@@ -139,10 +138,17 @@ def _finish(out: Path, metrics: dict, page: Page, table: Table, lines: list[str]
 
 
 def _topics(arguments: argparse.Namespace) -> StereoTopics:
-    from kp_training.evaluation.bags.stereo import StereoTopics
+    from kp_training.evaluation.bags.topics import StereoTopics
 
     names = (f.name for f in fields(StereoTopics))
     return StereoTopics(**{name: getattr(arguments, name, None) for name in names})
+
+
+def _reading(arguments: argparse.Namespace) -> Reading:
+    from kp_training.evaluation.bags.stereo import Reading
+
+    names = (f.name for f in fields(Reading) if hasattr(arguments, f.name))
+    return Reading(**{name: getattr(arguments, name) for name in names})
 
 
 def _config(arguments: argparse.Namespace) -> FrontendConfig:
@@ -163,6 +169,17 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _offset(text: str) -> float:
+    """Argument type: a difference between clocks."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return value
+
+
 def _add_camera(command: argparse.ArgumentParser) -> None:
     """Add the options for the topics of a bag and for the front end."""
     for name, what in (
@@ -178,7 +195,19 @@ def _add_camera(command: argparse.ArgumentParser) -> None:
         "--slop", type=_seconds, default=0.0, metavar="S",
         help="maximum difference of the time stamps of a pair in seconds (default 0)",
     )  # fmt: skip
+    command.add_argument(
+        "--offset", type=_offset, default=0.0, metavar="S",
+        help="clock of the right camera minus that of the left one in seconds (default 0)",
+    )  # fmt: skip
+    command.add_argument(
+        "--use-receive-times", action="store_true", dest="receive_times",
+        help="use the times at which the bag received the messages instead of their time stamps",
+    )  # fmt: skip
     command.add_argument("--raw", action="store_true", help="the images are not rectified")
+    command.add_argument(
+        "--baseline", type=positive, metavar="M",
+        help="baseline of the rig in metres, instead of that of camera_info",
+    )  # fmt: skip
     command.add_argument("--backend", default="auto", help="backend of the networks (default auto)")
     command.add_argument(
         "--precision", default="auto", help="precision of the networks (default auto)"
@@ -273,11 +302,15 @@ def _add_odometry(kinds: argparse._SubParsersAction) -> None:
     )
     _add_camera(odometry)
     odometry.add_argument(
-        "--poses",
-        dest="pose",
-        metavar="T",
-        help="topic of the true poses (PoseStamped; default: guessed)",
-    )
+        "--poses", dest="pose", metavar="T",
+        help="topic of the true poses (PoseStamped, PoseWithCovarianceStamped, Odometry or "
+        "TransformStamped; default: guessed)",
+    )  # fmt: skip
+    odometry.add_argument(
+        "--pose-axes", choices=("optical", "body"), default="optical",
+        help="axes of the true poses: of the left camera, z forward (default), or of a body, "
+        "x forward",
+    )  # fmt: skip
     odometry.add_argument("--max-keypoints", type=count, default=2048)
 
 

@@ -24,6 +24,11 @@ from kp_frontend.calibration import Camera as Lens
 _raw_calibration = lru_cache(maxsize=4)(RawStereoCalibration.from_cameras)
 
 
+def size_text(image: np.ndarray) -> str:
+    """Width and height of an image (H, W), for a message to the user."""
+    return f"{image.shape[1]}x{image.shape[0]}"
+
+
 @dataclass(frozen=True)
 class Camera:
     """One camera of a rig, as in ROS's camera_info.

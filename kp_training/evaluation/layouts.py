@@ -24,6 +24,8 @@ from pathlib import Path
 
 import cv2
 
+from kp_training.image_files import folders_below
+
 LISTING = "scenes.json"
 SCENE_KEYS = {"dir", "left", "right", "gt", "scale"}
 IMAGES = (".png", ".ppm", ".pgm")
@@ -83,7 +85,7 @@ def find_scenes(folder: Path) -> tuple[list[SceneFiles], list[str]]:
     if (folder / LISTING).is_file():
         return _listed(folder)
     scenes, skipped = [], []
-    for place in (folder, *sorted(p for p in folder.rglob("*") if p.is_dir())):
+    for place in folders_below(folder):
         if place.match("Illum*/Exp*"):  # images of the scene two folders above
             continue
         found = _by_layout(folder, place)

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
-import yaml
 from scipy.spatial.transform import Rotation
 
+from kp_training.evaluation.calibration_files import euroc_cameras, find_yaml, ros_cameras
 from kp_training.evaluation.frames import Camera, Sequence, StereoFrame
 from kp_training.evaluation.layouts import SceneFiles, find_scenes
+from kp_training.evaluation.poses import Poses
 from kp_training.evaluation.scenes import load_scene, read_grey
+from kp_training.image_files import is_image, other_images
 
 FIRST_STAMP = 1_000_000_000  # where a layout has no times; a stamp of 0 means "not set" in ROS
 KITTI_IMAGES = (("image_0", "image_1"), ("image_2", "image_3"), ("image_l", "image_r"))
-SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".bmp")
 
 
 def open_sequence(kind: str, folder: Path, rate: float = 10.0) -> Sequence:
@@ -64,10 +64,8 @@ def _pairs(sequence: Sequence, files: list[tuple[int, Path, Path]]) -> Iterator[
 
 def _names(sequence: Sequence, left: Path, right: Path) -> list[str]:
     """Names of the images that are in both folders, sorted."""
-    names = [
-        {path.name for path in side.iterdir() if path.suffix.lower() in SUFFIXES}
-        for side in (left, right)
-    ]
+    names = [{path.name for path in side.iterdir() if is_image(path)} for side in (left, right)]
+    sequence.left_out += other_images([p for side in (left, right) for p in side.iterdir()])
     sequence.left_out += [f"{name}: only on one side" for name in sorted(names[0] ^ names[1])]
     both = sorted(names[0] & names[1])
     if not both:
@@ -137,7 +135,7 @@ def _kitti(folder: Path, interval: int) -> Sequence:
         raise ValueError(f"{folder} has {len(names)} pairs, but {len(poses)} poses")
     times = FIRST_STAMP + np.arange(len(names)) * interval
     if (folder / "times.txt").is_file():
-        seconds = np.loadtxt(folder / "times.txt", ndmin=1)
+        seconds = _table(folder / "times.txt")[:, 0].astype(np.float64)
         if len(seconds) != len(names):
             raise ValueError(f"{folder} has {len(names)} pairs, but {len(seconds)} times")
         times = FIRST_STAMP + np.rint(seconds * 1e9).astype(np.int64)
@@ -178,24 +176,25 @@ def _kitti_matrices(path: Path) -> np.ndarray:
 
 def _euroc(folder: Path, interval: int) -> Sequence:
     root = folder / "mav0" if (folder / "mav0").is_dir() else folder
+    calibrations = []
     for side in ("cam0", "cam1"):
-        for name in ("sensor.yaml", "data.csv"):
-            if not (root / side / name).is_file():
-                raise ValueError(f"{folder} has not EuRoC's layout: {root / side / name} misses")
+        sensor = find_yaml(root / side, "sensor")
+        for path in (sensor or root / side / "sensor.yaml", root / side / "data.csv"):
+            if not path.is_file():
+                raise ValueError(f"{folder} has not EuRoC's layout: {path} is missing")
+        calibrations.append(sensor)
     sequence = Sequence("euroc", iter(()), 0, raw=True)
     files = [dict(_csv_rows(root / side / "data.csv")) for side in ("cam0", "cam1")]
     sequence.left_out += [f"{t}: only on one side" for t in sorted(files[0].keys() ^ files[1])]
     stamps = sorted(files[0].keys() & files[1])
-    sensors = [_euroc_sensor(root / side / "sensor.yaml") for side in ("cam0", "cam1")]
-    cameras = _euroc_cameras(*sensors)
-    body_from_left = np.array(sensors[0]["T_BS"]["data"], np.float64).reshape(4, 4)
+    *cameras, body_from_left = euroc_cameras(*calibrations)
     poses = _euroc_poses(root, body_from_left, cameras[0].r)
 
     def frames() -> Iterator[StereoFrame]:
         left, right = root / "cam0" / "data", root / "cam1" / "data"
         paths = [(t, left / files[0][t], right / files[1][t]) for t in stamps]
         for frame in _pairs(sequence, paths):
-            yield replace(frame, cameras=cameras, pose=poses.get(frame.stamp), raw=True)
+            yield replace(frame, cameras=tuple(cameras), pose=poses.at(frame.stamp), raw=True)
 
     sequence.frames, sequence.length = frames(), len(stamps)
     return sequence
@@ -212,56 +211,42 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, str]]:
                     raise ValueError(f"{path}: {','.join(row)!r} is no stamp and file") from error
 
 
-def _euroc_sensor(path: Path) -> dict:
-    """A sensor.yaml; OpenCV's header line is no YAML that others read."""
-    try:
-        sensor = yaml.safe_load(path.read_text().replace("%YAML:1.0", "", 1))
-        wanted = ("T_BS", "resolution", "intrinsics", "distortion_coefficients")
-        if missing := [name for name in wanted if name not in sensor]:
-            raise ValueError(f"it has no {', '.join(missing)}")
-        if sensor.get("distortion_model", "radial-tangential") != "radial-tangential":
-            raise ValueError(f"distortion model {sensor['distortion_model']!r} is not known")
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as EuRoC's sensor: {error}") from error
-    return sensor
-
-
-def _euroc_cameras(left: dict, right: dict) -> tuple[Camera, Camera]:
-    """Raw cameras with the rectification that `cv2.stereoRectify` gives them."""
-    k, d = [], []
-    for sensor in (left, right):
-        fx, fy, cx, cy = sensor["intrinsics"]
-        k.append(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64))
-        d.append(np.array([*sensor["distortion_coefficients"], 0.0], np.float64))
-    size = tuple(left["resolution"])
-    poses = [np.array(s["T_BS"]["data"], np.float64).reshape(4, 4) for s in (left, right)]
-    right_from_left = np.linalg.inv(poses[1]) @ poses[0]
-    r1, r2, p1, p2, *_ = cv2.stereoRectify(
-        k[0], d[0], k[1], d[1], size, right_from_left[:3, :3], right_from_left[:3, 3],
-        flags=cv2.CALIB_ZERO_DISPARITY, alpha=0,
-    )  # fmt: skip
-    return Camera(*size, k[0], d[0], r1, p1), Camera(*size, k[1], d[1], r2, p2)
-
-
-def _euroc_poses(root: Path, body_from_left: np.ndarray, r: np.ndarray) -> dict[int, np.ndarray]:
-    """Poses of the rectified left camera, by the stamp of the nearest truth within 5 ms."""
+def _euroc_poses(root: Path, body_from_left: np.ndarray, r: np.ndarray) -> Poses:
+    """Poses of the rectified left camera."""
     path = root / "state_groundtruth_estimate0" / "data.csv"
     if not path.is_file():
-        return {}
-    rows = np.loadtxt(path, delimiter=",", comments="#", usecols=range(8), dtype=np.longdouble)
-    truth = rows[:, 0].astype(np.int64)
+        return Poses({})
+    rows = _table(path, delimiter=",", columns=8)
     left_from_rectified = np.eye(4)
     left_from_rectified[:3, :3] = r.T
     poses = {}
-    for stamp, _ in _csv_rows(root / "cam0" / "data.csv"):
-        i = int(np.abs(truth - stamp).argmin())
-        if abs(truth[i] - stamp) <= 5_000_000:
-            _, x, y, z, qw, qx, qy, qz = rows[i].astype(np.float64)
-            world_from_body = np.eye(4)
-            world_from_body[:3, :3] = Rotation.from_quat([qx, qy, qz, qw]).as_matrix()
-            world_from_body[:3, 3] = x, y, z
-            poses[stamp] = world_from_body @ body_from_left @ left_from_rectified
-    return poses
+    for stamp, x, y, z, qw, qx, qy, qz in rows:
+        world_from_body = np.eye(4)
+        turn = [float(q) for q in (qx, qy, qz, qw)]
+        if not any(turn):
+            raise ValueError(f"{path}: the pose at {int(stamp)} has no rotation")
+        world_from_body[:3, :3] = Rotation.from_quat(turn).as_matrix()
+        world_from_body[:3, 3] = x, y, z
+        poses[int(stamp)] = world_from_body @ body_from_left @ left_from_rectified
+    return Poses(poses)
+
+
+def _table(path: Path, delimiter: str | None = None, columns: int = 1) -> np.ndarray:
+    """Numbers of a text file, (N, columns); further columns are left out.
+
+    Raises:
+        ValueError: it is no such table, or has numbers that are not finite.
+    """
+    try:
+        rows = np.loadtxt(
+            path, delimiter=delimiter, comments="#", usecols=range(columns), dtype=np.longdouble,
+            ndmin=2,
+        )  # fmt: skip
+    except (ValueError, IndexError, UnicodeError) as error:
+        raise ValueError(f"{path} cannot be read as a table of numbers: {error}") from error
+    if not np.isfinite(rows).all():
+        raise ValueError(f"{path} has numbers that are not finite")
+    return rows.reshape(-1, columns)
 
 
 def _folder(folder: Path, interval: int) -> Sequence:
@@ -270,35 +255,20 @@ def _folder(folder: Path, interval: int) -> Sequence:
         raise ValueError(f"{folder} has no folders left and right")
     sequence = Sequence("folder", iter(()), 0)
     names = _names(sequence, left, right)
-    paths = [folder / f"{side}.yaml" for side in ("left", "right")]
-    cameras = tuple(_ros_camera(p) for p in paths) if all(p.is_file() for p in paths) else None
+    cameras = ros_cameras(folder)
+    if cameras is None:
+        sequence.left_out.append("calibration: there is neither left.yaml nor right.yaml")
 
     def frames() -> Iterator[StereoFrame]:
         stamps = (FIRST_STAMP + i * interval for i in range(len(names)))
         files = [(t, left / n, right / n) for t, n in zip(stamps, names, strict=True)]
         for frame in _pairs(sequence, files):
-            if cameras and frame.left.shape != (cameras[0].height, cameras[0].width):
-                raise ValueError(f"{paths[0]} is for another size than the images have")
+            for camera, image in zip(cameras or (), (frame.left, frame.right), strict=False):
+                camera.for_image(image)  # raises where they differ in size
             yield replace(frame, cameras=cameras)
 
     sequence.frames, sequence.length = frames(), len(names)
     return sequence
-
-
-def _ros_camera(path: Path) -> Camera:
-    """A camera from the YAML file of ROS's camera_calibration."""
-    try:
-        text = yaml.safe_load(path.read_text())
-        arrays = [
-            np.array(text[name]["data"], np.float64)
-            for name in ("camera_matrix", "distortion_coefficients", "rectification_matrix",
-                         "projection_matrix")
-        ]  # fmt: skip
-        k, d, r, p = arrays[0].reshape(3, 3), arrays[1], arrays[2].reshape(3, 3), arrays[3]
-        size = int(text["image_width"]), int(text["image_height"])
-        return Camera(*size, k, d, r, p.reshape(3, 4), str(text["distortion_model"]))
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a ROS camera calibration: {error}") from error
 
 
 LAYOUTS = {"middlebury": _middlebury, "kitti": _kitti, "euroc": _euroc, "folder": _folder}

@@ -22,9 +22,10 @@ from kp_frontend.cli import main
 from kp_training.evaluation.bags import reader
 from kp_training.evaluation.bags.files import find_files
 from kp_training.evaluation.bags.reader import CAMERA_INFO, IMAGE, Bag
-from kp_training.evaluation.bags.stereo import StereoBag, StereoTopics, choose_topics
+from kp_training.evaluation.bags.stereo import StereoBag
 from kp_training.evaluation.bags.storage import StorageError
 from kp_training.evaluation.bags.storage_mcap import _records
+from kp_training.evaluation.bags.topics import StereoTopics, choose_topics
 from kp_training.evaluation.bags.writer import _Messages
 from kp_training.recordings import extract_images
 

@@ -23,13 +23,9 @@ from kp_training.evaluation.bags.evaluation import evaluate_bag
 from kp_training.evaluation.bags.reader import Bag
 from kp_training.evaluation.bags.report import live_lines
 from kp_training.evaluation.bags.runs import Run, agreement
-from kp_training.evaluation.bags.stereo import (
-    StereoBag,
-    StereoTopics,
-    choose_topics,
-    pair_stamps,
-    stamp_text,
-)
+from kp_training.evaluation.bags.stamps import pair_stamps, stamp_text
+from kp_training.evaluation.bags.stereo import Reading, StereoBag
+from kp_training.evaluation.bags.topics import StereoTopics, choose_topics
 from kp_training.evaluation.sequences import FIRST_STAMP, open_sequence
 
 DATA = Path(__file__).parents[3] / "shared/data"
@@ -73,7 +69,8 @@ def messages_of(frames, image_name="image_rect") -> list[tuple[str, str, int, ob
 
 
 def evaluate(path: Path, tmp_path: Path, given: StereoTopics | None = None, **options) -> dict:
-    return evaluate_bag(path, given or StereoTopics(), CONFIG, tmp_path, **options)[0]
+    reading = Reading(**options)
+    return evaluate_bag(path, given or StereoTopics(), CONFIG, tmp_path, reading)[0]
 
 
 @pytest.mark.parametrize("name", ["wall.mcap", "wall.db3", "wall"])
@@ -176,7 +173,9 @@ def test_what_cannot_be_used_is_counted_and_named(frames, tmp_path):
     assert pairs["unpaired"] == {"left": [stamp_text(stamps[3])], "right": []}
     assert pairs["processed"] == {"tiny": 2}
     assert len(pairs["skipped"]) == 2
-    assert "without ground truth: the disparity map is (20, 30)" in pairs["skipped"][0]
+    assert (
+        "without ground truth: the disparity map is 30x20, the image 192x144" in pairs["skipped"][0]
+    )
     assert "nonsense" in pairs["skipped"][1]
     assert result["methods"]["tiny"]["stereo_accuracy"]["count"] == 1
 

@@ -13,8 +13,10 @@ from kp_frontend.ros.messages import stereo_features
 from kp_training.evaluation.bags.messages import true_disparity
 from kp_training.evaluation.bags.reader import Bag, stamp_of
 from kp_training.evaluation.bags.runs import Example, Offline, Run, agreement, measure
-from kp_training.evaluation.bags.stereo import StereoBag, StereoTopics, choose_topics, stamp_text
+from kp_training.evaluation.bags.stamps import stamp_text
+from kp_training.evaluation.bags.stereo import Reading, StereoBag
 from kp_training.evaluation.bags.stream import GRID, NEIGHBOURS, Row, StreamMetrics
+from kp_training.evaluation.bags.topics import StereoTopics, choose_topics
 from kp_training.evaluation.frames import StereoFrame
 from kp_training.evaluation.results import provenance, summary
 
@@ -26,8 +28,7 @@ def evaluate_bag(
     given: StereoTopics,
     config: FrontendConfig,
     out: Path,
-    slop: float = 0.0,
-    raw: bool = False,
+    reading: Reading | None = None,
     live: bool = False,
     rate: float = 1.0,
 ) -> tuple[dict, Example | None]:
@@ -36,8 +37,7 @@ def evaluate_bag(
     Args:
         given: topics that the user named.
         out: folder for the node's words.
-        slop: seconds by which the stamps of a pair may differ.
-        raw: the images are not rectified.
+        reading: how the stereo camera is read.
         rate: of playing live, times as fast as recorded.
 
     Returns:
@@ -48,13 +48,19 @@ def evaluate_bag(
     """
     if live and given.features is not None:
         raise ValueError("recorded features cannot be played: give either --features or --live")
+    reading = reading or Reading()
+    if reading.receive_times and (live or given.features is not None):
+        raise ValueError(
+            "--use-receive-times cannot be used with --live or --features: the node and the "
+            "recorded features know the stamps of the images only"
+        )
     with Bag(path) as bag:
         topics = choose_topics(bag, given)
         if topics.left is None and topics.features is not None:
             if live:
                 raise ValueError(f"{path} has features only: there are no images to play")
             return _recorded_alone(bag, topics, topics.features), None
-        camera = StereoBag(bag, topics, slop, raw)
+        camera = StereoBag(bag, topics, reading)
         runs: dict[str, Run] = {}
         told: dict[str, dict] = {}
         if topics.features is not None and not live:
@@ -173,8 +179,11 @@ def _images(camera: StereoBag, config: FrontendConfig, runs: dict[str, Run]) -> 
     protocol = {
         "frontend": asdict(config),
         "backend": {method: run.backend for method, run in runs.items()},
-        "raw_images": camera.raw,
-        "slop_s": camera.slop,
+        "raw_images": camera.reading.raw,
+        "slop_s": camera.reading.slop,
+        "offset_s": camera.reading.offset,
+        "receive_times": camera.reading.receive_times,
+        "baseline_m": camera.reading.baseline,
     }
     return pairs, protocol
 

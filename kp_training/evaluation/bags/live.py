@@ -28,7 +28,8 @@ from kp_frontend.ros.messages import stereo_features
 from kp_frontend.ros.processes import check_alive, private_environment, process
 from kp_training.evaluation.bags.messages import grey_image
 from kp_training.evaluation.bags.reader import COMPRESSED, stamp_of
-from kp_training.evaluation.bags.stereo import StereoBag, stamp_text
+from kp_training.evaluation.bags.stamps import stamp_text
+from kp_training.evaluation.bags.stereo import StereoBag
 
 standins.put_on_path()
 from cv_bridge import CvBridge  # noqa: E402  the real one, or ours
@@ -195,16 +196,21 @@ def node_command(
     config: FrontendConfig, camera: StereoBag, size: tuple[int, int]
 ) -> tuple[str, ...]:
     """Module and arguments that run the node with this front end."""
+    reading = camera.reading
     parameters = {
         "image_height": size[0],
         "image_width": size[1],
-        "input": "raw" if camera.raw else "rectified",
+        "input": "raw" if reading.raw else "rectified",
         "reliable": True,  # what is missing is then the node's doing, not the network's
         "descriptor_type": "float32",  # the only one that is exact
         **{f.name: getattr(config, f.name) for f in fields(config)},
     }
-    if camera.slop:
-        parameters |= {"approximate_sync": True, "sync_slop": camera.slop}
+    if reading.slop:
+        parameters |= {"approximate_sync": True, "sync_slop": reading.slop}
+    if reading.offset:
+        parameters |= {"sync_offset": reading.offset}
+    if reading.baseline:
+        parameters |= {"baseline": reading.baseline}
     words = [w for name, value in parameters.items() for w in ("-p", f"{name}:={_yaml(value)}")]
     return ("kp_frontend.ros.node", "--ros-args", *words)
 

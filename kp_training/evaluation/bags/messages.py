@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from kp_frontend.calibration import Window
 from kp_frontend.ros import standins
 from kp_training.evaluation.bags.reader import Message
 from kp_training.evaluation.frames import Camera
@@ -37,8 +38,13 @@ def camera_of(info: Message) -> Camera:
     k, r, p = (np.asarray(v, np.float64) for v in (info.k, info.r, info.p))
     return Camera(
         info.width, info.height, k.reshape(3, 3), np.asarray(info.d, np.float64),
-        r.reshape(3, 3), p.reshape(3, 4), info.distortion_model,
+        r.reshape(3, 3), p.reshape(3, 4), info.distortion_model, _window(info),
     )  # fmt: skip
+
+
+def _window(info: Message) -> Window:
+    roi = info.roi
+    return Window(roi.x_offset, roi.y_offset, roi.width, roi.height, info.binning_x, info.binning_y)
 
 
 def true_disparity(message: Message) -> np.ndarray:
@@ -62,16 +68,29 @@ def true_disparity(message: Message) -> np.ndarray:
     return disparity
 
 
-def pose_of(message: Message) -> np.ndarray:
-    """Pose (4, 4) of a PoseStamped.
+# The axes of a camera, z forward, in a body's, x forward and z up (REP 103).
+BODY_FROM_OPTICAL = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], float)
+AXES = ("optical", "body")
+
+
+def pose_of(message: Message, axes: str = "optical") -> np.ndarray:
+    """Pose (4, 4), z forward, of a message of one of the types `POSES`.
+
+    Args:
+        axes: what the pose is that of: a camera, z forward (`optical`), or a body, x forward, whose
+            camera looks ahead (`body`).
 
     Raises:
-        ValueError: its quaternion is no rotation.
+        ValueError: its quaternion is no rotation, or it is not finite.
     """
-    at, turn = message.pose.position, message.pose.orientation
+    if hasattr(message, "transform"):
+        at, turn = message.transform.translation, message.transform.rotation
+    else:
+        inner = getattr(message.pose, "pose", message.pose)  # with covariance, or plain
+        at, turn = inner.position, inner.orientation
     pose = np.eye(4)
     pose[:3, :3] = Rotation.from_quat([turn.x, turn.y, turn.z, turn.w]).as_matrix()
     pose[:3, 3] = at.x, at.y, at.z
     if not np.isfinite(pose).all():
         raise ValueError("a pose is not finite")
-    return pose
+    return pose @ BODY_FROM_OPTICAL if axes == "body" else pose

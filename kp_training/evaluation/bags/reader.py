@@ -28,6 +28,12 @@ COMPRESSED = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 DISPARITY = "stereo_msgs/msg/DisparityImage"
 POSE = "geometry_msgs/msg/PoseStamped"
+POSES = (
+    POSE,
+    "geometry_msgs/msg/PoseWithCovarianceStamped",
+    "nav_msgs/msg/Odometry",
+    "geometry_msgs/msg/TransformStamped",
+)
 FEATURES = "kp_msgs/msg/StereoFeatures"
 
 Message = Any  # an object of rosbags with the fields of its ROS message type
@@ -88,7 +94,7 @@ class Bag:
             raise ValueError(f"{path} does not exist")
         with ExitStack() as stack:
             try:
-                found = find_files(path, self._note)
+                found = find_files(path, self.note)
                 reasons = self._open(found.paths, stack)
             except (StorageError, OSError) as error:
                 raise ValueError(f"{path} cannot be read as a bag: {error}") from error
@@ -96,7 +102,7 @@ class Bag:
                 raise ValueError(f"{path} cannot be read as a bag: {'; '.join(reasons)}")
             self._stack = stack.pop_all()
         for reason in reasons:
-            self._note(f"a file is left out: {reason}")
+            self.note(f"a file is left out: {reason}")
         self._channels: dict[str, list[Channel]] = {}
         for file in self._files:
             for channel in file.channels:
@@ -109,12 +115,13 @@ class Bag:
         reasons = []
         for path in paths:
             try:
-                self._files.append(open_file(path, self._note, stack))
+                self._files.append(open_file(path, self.note, stack))
             except (StorageError, OSError) as error:
                 reasons.append(str(error))
         return reasons
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Take a note for the user, once."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -167,13 +174,13 @@ class Bag:
                 try:
                     message = self._as_cdr(channel, raw)
                 except BROKEN as error:
-                    self._note(f"a message of {channel.topic} cannot be decoded: {error}")
+                    self.note(f"a message of {channel.topic} cannot be decoded: {error}")
                     continue
                 yield channel.topic, time, message
         for topic in wanted:
             expected = self._expected[topic.name]
             if (missing := expected - seen[topic.name]) > 0:
-                self._note(f"{missing} of {expected} messages of {topic.name} are missing")
+                self.note(f"{missing} of {expected} messages of {topic.name} are missing")
 
     def _read_channels(self, topic: Topic) -> list[Channel]:
         """The channels of a topic that are read; those of another type are noted."""
@@ -181,7 +188,7 @@ class Bag:
         read = [c for c in channels if c.type == topic.type and c.encoding in READABLE]
         for other in channels:
             if other not in read:
-                self._note(
+                self.note(
                     f"{topic.name} also has {other.count} messages of type "
                     f"{other.type or 'unknown'} ({other.encoding}), which are left out"
                 )
@@ -229,7 +236,7 @@ class Bag:
                 store = _parsed(topic.type, form, text)
                 fields = {name for name, _ in store.fielddefs[topic.type][1]}
             except BROKEN as error:
-                self._note(f"the definition of {topic.type} in the bag cannot be parsed: {error}")
+                self.note(f"the definition of {topic.type} in the bag cannot be parsed: {error}")
                 continue
             if ours and (lacking := [name for name, _ in ours[1] if name not in fields]):
                 raise ValueError(

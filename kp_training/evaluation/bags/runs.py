@@ -12,7 +12,7 @@ from rich.progress import track
 from kp_frontend.config import FrontendConfig
 from kp_frontend.features import StereoFeatures
 from kp_frontend.frontend import StereoFrontend
-from kp_training.evaluation.bags.stereo import stamp_text
+from kp_training.evaluation.bags.stamps import stamp_text
 from kp_training.evaluation.bags.stream import Row, StreamMetrics
 from kp_training.evaluation.frames import StereoFrame
 

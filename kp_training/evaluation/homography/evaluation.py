@@ -35,6 +35,7 @@ from kp_training.evaluation.metrics import (
     squared_distances,
 )
 from kp_training.evaluation.scenes import read_grey
+from kp_training.image_files import folders_below
 
 IMAGE = re.compile(r"(?:img)?(\d+)\.(?:ppm|pgm|png|jpg)")
 MATRIX = re.compile(r"H_?1(?:to|_)(\d+)p?")
@@ -93,7 +94,7 @@ def find_pairs(folder: Path) -> tuple[list[PairFiles], list[str]]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     pairs, skipped = [], []
-    for place in (folder, *sorted(p for p in folder.rglob("*") if p.is_dir())):
+    for place in folders_below(folder):
         files = [p for p in sorted(place.iterdir()) if p.is_file()]
         matrices = {int(m[1]): p for p in files if (m := MATRIX.fullmatch(p.name))}
         images = {int(m[1]): p for p in files if (m := IMAGE.fullmatch(p.name))}

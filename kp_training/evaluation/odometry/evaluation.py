@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,9 @@ from rich.progress import track
 from kp_frontend.config import FrontendConfig
 from kp_training.evaluation.bags.files import is_bag
 from kp_training.evaluation.bags.reader import Bag
-from kp_training.evaluation.bags.stereo import StereoBag, StereoTopics, choose_topics
+from kp_training.evaluation.bags.stamps import stamp_text
+from kp_training.evaluation.bags.stereo import Reading, StereoBag
+from kp_training.evaluation.bags.topics import StereoTopics, choose_topics
 from kp_training.evaluation.frames import StereoFrame
 from kp_training.evaluation.odometry import estimation
 from kp_training.evaluation.results import provenance
@@ -21,7 +23,7 @@ from kp_training.evaluation.sequences import guess_layout, open_sequence
 
 @contextmanager
 def posed_frames(
-    path: Path, given: StereoTopics, slop: float, raw: bool
+    path: Path, given: StereoTopics, reading: Reading
 ) -> Iterator[tuple[Iterator[StereoFrame], int, list[str]]]:
     """Rectified frames that have a pose, how many there may be, and what was left out by then.
 
@@ -29,12 +31,15 @@ def posed_frames(
         ValueError: neither a sequence nor a bag, or without poses.
     """
 
-    def with_pose(frames: Iterator[StereoFrame], left_out: list[str]) -> Iterator[StereoFrame]:
+    def with_pose(
+        frames: Iterator[StereoFrame], left_out: list[str], notes: Sequence[str] = ()
+    ) -> Iterator[StereoFrame]:
         for frame in frames:
             if frame.pose is None:
-                left_out.append(f"{frame.stamp}: no true pose")
+                left_out.append(f"{stamp_text(frame.stamp)}: no true pose")
             else:
                 yield frame
+        left_out += [note for note in notes if note not in left_out]
 
     if not is_bag(path):
         sequence = open_sequence(guess_layout(path), path)
@@ -47,9 +52,9 @@ def posed_frames(
             raise ValueError(f"{path} has no topic with true poses; it has {bag.listing()}")
         if topics.left is None:
             raise ValueError(f"{path} has no images; it has {bag.listing()}")
-        camera = StereoBag(bag, topics, slop, raw)
+        camera = StereoBag(bag, topics, reading)
         frames = (frame.rectified() for frame in camera.frames())
-        yield with_pose(frames, camera.skipped), len(camera.stamps), camera.skipped
+        yield with_pose(frames, camera.skipped, bag.notes), len(camera.stamps), camera.skipped
 
 
 def evaluate_odometry(
@@ -57,8 +62,7 @@ def evaluate_odometry(
     methods: list[str],
     config: FrontendConfig,
     given: StereoTopics | None = None,
-    slop: float = 0.0,
-    raw: bool = False,
+    reading: Reading | None = None,
 ) -> dict:
     """Follow the camera with every method and compare with the true poses.
 
@@ -66,6 +70,7 @@ def evaluate_odometry(
         path: a folder in KITTI's or EuRoC's layout, or a bag with poses.
         methods: `sift`, `orb`, released networks, weights files.
         config: of the networks; the classics take its number of keypoints and stereo limits.
+        reading: how the stereo camera of a bag is read.
 
     Returns:
         The contents of metrics.json.
@@ -76,7 +81,8 @@ def evaluate_odometry(
     results, trajectories, truth = {}, {}, None
     for name in methods:
         method = estimation.stereo_method(name, config)
-        with posed_frames(path, given or StereoTopics(), slop, raw) as (frames, total, left_out):
+        posed = posed_frames(path, given or StereoTopics(), reading or Reading())
+        with posed as (frames, total, left_out):
             poses: list[np.ndarray] = []
             noted = _noting(track(frames, name, total=total), poses)
             followed = estimation.track_camera(noted, method)
