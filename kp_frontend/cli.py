@@ -88,6 +88,19 @@ def add_command(
     return command
 
 
+def add_bit_depth(command: argparse.ArgumentParser) -> None:
+    """Add `--bit-depth` to a command that reads images of a bag."""
+    from kp_frontend.encodings import BIT_DEPTH_CHOICES
+
+    command.add_argument(
+        "--bit-depth",
+        choices=BIT_DEPTH_CHOICES,
+        default="auto",
+        help="bits in use of 16-bit images of a bag (default auto: as many as the greatest value "
+        "so far needs); a number also lets 16UC1 be read as an image",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake ends in one line and exit status 1."""
     parser = argparse.ArgumentParser(prog="kp", description="Stereo feature front end for ROS 2.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kp_frontend.cli import add_command, count, device
+from kp_frontend.cli import add_bit_depth, add_command, count, device
 
 
 def _images(arguments: argparse.Namespace, cache: Path) -> Path:
@@ -20,7 +20,9 @@ def _images(arguments: argparse.Namespace, cache: Path) -> Path:
         return arguments.images
     from kp_training.recordings import extract_images
 
-    return extract_images(arguments.bag, arguments.topic, cache, arguments.every)
+    return extract_images(
+        arguments.bag, arguments.topic, cache, arguments.every, arguments.bit_depth
+    )
 
 
 def _label(arguments: argparse.Namespace) -> None:
@@ -81,6 +83,7 @@ def _add_bag(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--every", type=count, default=5, help="use every n-th image of the bag (default 5)"
     )
+    add_bit_depth(command)
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:

@@ -8,15 +8,22 @@ from pathlib import Path
 import cv2
 from rich.progress import track
 
+from kp_frontend.encodings import GreyConverter
+
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 NAMED = 5  # maximum number of unreadable images that are listed; all are counted
 
 
-def extract_images(bag: Path, topic: str | None, cache: Path, every: int) -> Path:
+def extract_images(
+    bag: Path, topic: str | None, cache: Path, every: int, bit_depth: str = "auto"
+) -> Path:
     """Write every `every`-th image of a topic to a folder as `frame_000123.png`.
 
     Nothing is done if the folder already has the images of an earlier call with the same arguments.
     Unreadable images are skipped; their number and the reasons are printed.
+
+    Args:
+        bit_depth: number of bits used in 16-bit images, as `GreyConverter` takes it.
 
     Returns:
         The folder.
@@ -26,24 +33,28 @@ def extract_images(bag: Path, topic: str | None, cache: Path, every: int) -> Pat
             given, no image can be read, or the folder has images of another bag.
     """
     # Imported late: only bags need rosbags.
-    from kp_training.evaluation.bags.messages import grey_image
     from kp_training.evaluation.bags.reader import Bag
     from kp_training.evaluation.bags.stamps import stamp_text
 
     done = cache / "source.json"
     if done.is_file():
         source = _source(done)
-        wanted = {"bag": str(bag.resolve()), "topic": topic or source["topic"], "every": every}
+        wanted = {
+            "bag": str(bag.resolve()),
+            "topic": topic or source["topic"],
+            "every": every,
+            "bit_depth": bit_depth,
+        }
         if source != wanted:
             raise ValueError(
                 f"{cache} already has every {source['every']}. image of {source['topic']} of "
-                f"{source['bag']}; choose another folder"
+                f"{source['bag']} with a bit depth of {source['bit_depth']}; choose another folder"
             )
         return cache
     if cache.exists():
         for frame in cache.glob("frame_*.png"):  # left by an interrupted call
             frame.unlink()
-    written, reasons = 0, []
+    written, reasons, grey = 0, [], GreyConverter(bit_depth, print)
     with Bag(bag) as recording:
         topics = recording.of_type(*IMAGE_TYPES)
         if topic is None and len(topics) == 1:
@@ -58,7 +69,7 @@ def extract_images(bag: Path, topic: str | None, cache: Path, every: int) -> Pat
             if i % every:
                 continue
             try:
-                image = grey_image(recording.read(topic, raw))
+                image = grey(recording.read(topic, raw))
             except ValueError as error:
                 reasons.append(f"recorded at {stamp_text(time)}: {error}")
                 continue
@@ -73,7 +84,7 @@ def extract_images(bag: Path, topic: str | None, cache: Path, every: int) -> Pat
     if not written:
         why = "; ".join([*reasons[:1], *notes]) or "there is none"
         raise ValueError(f"none of the images on {topic} of {bag} can be read: {why}")
-    source = {"bag": str(bag.resolve()), "topic": topic, "every": every}
+    source = {"bag": str(bag.resolve()), "topic": topic, "every": every, "bit_depth": bit_depth}
     done.write_text(json.dumps(source) + "\n")
     return cache
 
@@ -85,9 +96,9 @@ def _source(file: Path) -> dict:
         ValueError: the file is broken.
     """
     try:
-        source = json.loads(file.read_text())
-        if source.keys() != {"bag", "topic", "every"}:
+        source = {"bit_depth": "auto"} | json.loads(file.read_text())
+        if source.keys() != {"bag", "topic", "every", "bit_depth"}:
             raise ValueError("unexpected keys")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{file} is broken ({error}); remove its folder") from error
     return source

@@ -20,11 +20,8 @@ from diagnostic_msgs.msg import DiagnosticArray
 from kp_msgs.msg import StereoFeatures
 from sensor_msgs.msg import CameraInfo, Image
 
-from kp_frontend.ros import standins
+from kp_frontend.ros.messages import image_message
 from kp_training.labels import label_folder
-
-standins.put_on_path()
-from cv_bridge import CvBridge  # noqa: E402
 
 # Engines that tests build stay out of the user's cache, but are shared by the tests' processes.
 _CACHE = tempfile.TemporaryDirectory(prefix="kp_engines_")
@@ -98,7 +95,6 @@ class NodeProcess:
             StereoFeatures, "kp_frontend/features", self.features.append, 10
         )
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._diagnostics, 10)
-        self.bridge = CvBridge()
         self._stamp = 0
         self.wait(self.heard, 120)
 
@@ -129,7 +125,7 @@ class NodeProcess:
             self.executor.spin_once(timeout_sec=0.05)
 
     def image(self, side: str, pixels: np.ndarray, stamp: int, encoding: str = "mono8") -> Image:
-        message = self.bridge.cv2_to_imgmsg(pixels, encoding)
+        message = image_message(pixels, encoding)
         message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 10**9)
         message.header.frame_id = f"{side}_optical"
         return message

@@ -6,13 +6,16 @@ import threading
 from collections import deque
 
 import numpy as np
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo
 
-from kp_frontend.calibration import RawStereoCalibration, StereoCalibration
+from kp_frontend.calibration import Camera, StereoCalibration
 from kp_frontend.ros.messages import calibration_from_info, camera_from_info, stamp_ns
 
 PATIENCE = 0.02  # seconds that a pair waits for a camera_info of its own stamp
 KEPT = 30  # camera_infos remembered per camera
+
+Infos = tuple[CameraInfo, CameraInfo]
+Cameras = tuple[Camera, Camera]
 
 
 class CameraInfos:
@@ -20,19 +23,27 @@ class CameraInfos:
 
     Args:
         raw: whether the images are raw, so that the calibration must say how to rectify points.
+        baseline: metres, in place of what camera_info says; 0 to take that. With it, one camera's
+            info is enough for rectified images: both have the same projection.
     """
 
-    def __init__(self, raw: bool) -> None:
-        self.raw = raw
+    def __init__(self, raw: bool, baseline: float = 0.0) -> None:
+        self.raw, self.baseline = raw, baseline
         self._recent = tuple(deque[CameraInfo](maxlen=KEPT) for _ in range(2))
         self._news = threading.Condition()
         self._stamped_alike = True  # infos come with their images' stamps, as far as is known
-        self._last: tuple[tuple, StereoCalibration | ValueError] | None = None
+        self._last: tuple[tuple, StereoCalibration | ValueError, Cameras | None] | None = None
 
     def add(self, side: int, info: CameraInfo) -> None:
-        """Remember an info of the left (0) or right (1) camera."""
+        """Remember an info of the left (0) or right (1) camera.
+
+        One with the stamp of the last takes its place: it may come by two subscriptions.
+        """
         with self._news:
-            self._recent[side].append(info)
+            recent = self._recent[side]
+            if recent and stamp_ns(recent[-1]) == stamp_ns(info):
+                recent.pop()
+            recent.append(info)
             self._news.notify_all()
 
     def clear(self) -> None:
@@ -47,59 +58,76 @@ class CameraInfos:
         with self._news:
             return [side for side, infos in enumerate(self._recent) if not infos]
 
-    def of_pair(self, left: Image, right: Image) -> StereoCalibration | None:
+    def needed(self) -> list[int]:
+        """Those of them without which there is no calibration."""
+        missing = self.missing()
+        return [] if self._one_is_enough and len(missing) == 1 else missing
+
+    @property
+    def _one_is_enough(self) -> bool:
+        return self.baseline > 0 and not self.raw
+
+    def cameras(self) -> Cameras | None:
+        """The cameras of the last pair's calibration, if they are calibrated in full."""
+        return self._last[2] if self._last else None
+
+    def of_pair(self, stamps: tuple[int, int], size: tuple[int, int]) -> StereoCalibration | None:
         """Calibration for a pair, None if there is no camera_info yet.
+
+        Args:
+            stamps: of the images, nanoseconds.
+            size: width and height of the images.
 
         Raises:
             ValueError: the camera_infos cannot be used, and why.
         """
-        infos = self._find(left, right)
+        infos = self._find(stamps)
         if infos is None:
             return None
-        for info, image in zip(infos, (left, right), strict=True):
-            if (info.width, info.height) not in ((0, 0), (image.width, image.height)):
-                raise ValueError(
-                    f"it is for {info.width}x{info.height}, the image has "
-                    f"{image.width}x{image.height}"
-                )
-        key = tuple(_numbers(info) for info in infos)
+        key = (size, *(_numbers(info) for info in infos))
         if self._last is None or self._last[0] != key:
-            try:
-                self._last = key, self._make(*infos)
-            except ValueError as error:
-                self._last = key, error
+            self._last = key, *self._make(infos, size)
         if isinstance(self._last[1], ValueError):
             raise ValueError(str(self._last[1]))
         return self._last[1]
 
-    def _make(self, left: CameraInfo, right: CameraInfo) -> StereoCalibration:
-        if self.raw:
-            return RawStereoCalibration.from_cameras(
-                camera_from_info(left), camera_from_info(right)
-            )
-        return calibration_from_info(left, right)
+    def _make(
+        self, infos: Infos, size: tuple[int, int]
+    ) -> tuple[StereoCalibration | ValueError, Cameras | None]:
+        try:
+            cameras: Cameras | None = tuple(camera_from_info(info, size) for info in infos)
+        except ValueError:  # of rectified images only P is needed
+            cameras = None
+        try:
+            return calibration_from_info(*infos, size, self.raw, self.baseline), cameras
+        except ValueError as error:
+            return error, cameras
 
-    def _find(self, left: Image, right: Image) -> tuple[CameraInfo, CameraInfo] | None:
+    def _find(self, stamps: tuple[int, int]) -> Infos | None:
         """Infos with the stamps of a pair, waited for a little; else the newest; None if none."""
 
-        def exact() -> list[CameraInfo] | None:
+        def exact() -> Infos | None:
             found = [
-                next((i for i in reversed(infos) if stamp_ns(i) == stamp_ns(image)), None)
-                for infos, image in zip(self._recent, (left, right), strict=True)
+                next((info for info in reversed(infos) if stamp_ns(info) == stamp), None)
+                for infos, stamp in zip(self._recent, stamps, strict=True)
             ]
-            return None if None in found else found
+            return None if None in found else tuple(found)
 
         with self._news:
             if not all(self._recent):
-                return None
+                there = next((infos[-1] for infos in self._recent if infos), None)
+                return (there, there) if there and self._one_is_enough else None
             # Infos that once came without the stamp of a pair are not waited for every time.
             found = self._news.wait_for(exact, PATIENCE if self._stamped_alike else 0.0)
             self._stamped_alike = bool(found)
-            return tuple(found or (infos[-1] for infos in self._recent))
+            return found or tuple(infos[-1] for infos in self._recent)
 
 
 def _numbers(info: CameraInfo) -> tuple:
     """All that a calibration is made of."""
     parts = (info.d, info.k, info.r, info.p)
     numbers = (np.asarray(part, np.float64).tobytes() for part in parts)
-    return info.width, info.height, info.distortion_model, *numbers
+    roi = info.roi
+    region = (roi.x_offset, roi.y_offset, roi.width, roi.height)
+    window = (*region, info.binning_x, info.binning_y)
+    return info.width, info.height, info.distortion_model, window, *numbers

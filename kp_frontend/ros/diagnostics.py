@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
@@ -27,7 +27,7 @@ class Health:
     active: bool
     silent: float = 0.0  # seconds since the last pair came
     why_silent: str = ""
-    missing_infos: list[str] = field(default_factory=list)
+    missing_infos: str = ""
     calibration_problem: str = ""
     raw: bool = False
     failures_in_a_row: int = 0
@@ -146,7 +146,7 @@ def judge(change: dict[str, int], figures: dict[str, float], health: Health) -> 
         warnings.append(f"{health.asked_backend} failed, {health.backend} is used instead")
     lost = "no pair can be processed" if health.raw else "no depth"
     if health.missing_infos:
-        warnings.append(f"{lost}: no camera_info comes on {' and '.join(health.missing_infos)}")
+        warnings.append(f"{lost}: no camera_info comes on {health.missing_infos}")
     elif health.calibration_problem:
         warnings.append(f"{lost}, camera_info cannot be used: {health.calibration_problem}")
     offset = figures.get("row_offset_px", 0.0)

@@ -13,15 +13,11 @@ from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header
 
 from kp_frontend.features import StereoFeatures
-from kp_frontend.ros import standins
-from kp_frontend.ros.messages import points_message
+from kp_frontend.ros.messages import image_message, points_message
 from kp_frontend.ros.newest_wins import NewestWins
 from kp_frontend.ros.parameters import NodeConfig
 from kp_frontend.ros.rclpy_private import RCLError
 from kp_frontend.tools.overlay import draw_matches
-
-standins.put_on_path()
-from cv_bridge import CvBridge  # noqa: E402  the real one, or ours where it is missing
 
 # One pair: its results, its left image, and that image's header.
 Item = tuple[StereoFeatures, np.ndarray, Header]
@@ -39,7 +35,6 @@ class Extras:
         self, node: Node, config: Callable[[], NodeConfig], say: Callable[[str], None]
     ) -> None:
         self._node, self._config, self._say = node, config, say
-        self._bridge = CvBridge()
         self._points = node.create_publisher(PointCloud2, "~/points", 2)
         self._image = node.create_publisher(Image, "~/debug_image", 2)
         self._thread = NewestWins("extras", self._publish)
@@ -63,9 +58,7 @@ class Extras:
             if points:
                 self._points.publish(points_message(result, header))
             if image:
-                message = self._bridge.cv2_to_imgmsg(debug_image(result, left), "bgr8")
-                message.header = header
-                self._image.publish(message)
+                self._image.publish(image_message(debug_image(result, left), "bgr8", header))
         except RCLError as error:  # the context ended meanwhile
             self._say(f"points or picture not published: {error}")
 

@@ -7,15 +7,22 @@ an ndarray is thousands of times slower.
 from __future__ import annotations
 
 import math
+import sys
 from array import array
 
 import numpy as np
 from kp_msgs.msg import Features as FeaturesMsg
 from kp_msgs.msg import StereoFeatures as StereoFeaturesMsg
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
-from kp_frontend.calibration import Camera, StereoCalibration
+from kp_frontend.calibration import (
+    Camera,
+    RawStereoCalibration,
+    StereoCalibration,
+    Window,
+    image_matrices,
+)
 from kp_frontend.features import Features, StereoFeatures
 
 DESCRIPTOR_TYPES = {
@@ -30,33 +37,66 @@ def _array(code: str, dtype: str, values: np.ndarray) -> array:
     return array(code, np.ascontiguousarray(values, dtype).tobytes())
 
 
-def stamp_ns(message: Image | CameraInfo) -> int:
+ImageMessage = Image | CompressedImage
+
+
+def stamp_ns(message: ImageMessage | CameraInfo) -> int:
     """Stamp of a message in nanoseconds."""
     return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
 
 
-def camera_from_info(info: CameraInfo) -> Camera:
-    """The camera that a camera_info describes.
+def image_message(pixels: np.ndarray, encoding: str, header: Header | None = None) -> Image:
+    """A message of an image (H, W) or (H, W, C); 16-bit values in this machine's byte order."""
+    rows = np.ascontiguousarray(pixels).reshape(len(pixels), -1).view(np.uint8)
+    message = Image(header=header or Header(), encoding=encoding)
+    message.height, message.width = pixels.shape[:2]
+    message.is_bigendian = sys.byteorder == "big"
+    message.step = rows.shape[1]
+    message.data = array("B", rows.tobytes())
+    return message
 
-    Raises:
-        ValueError: not calibrated, or in a way that is not known.
-    """
+
+def _window(info: CameraInfo) -> Window:
     roi = info.roi
-    whole = (roi.x_offset, roi.y_offset) == (0, 0)
-    whole = whole and (roi.width, roi.height) in ((0, 0), (info.width, info.height))
-    if max(info.binning_x, info.binning_y) > 1 or not whole:
-        raise ValueError("raw images with binning or a region of interest are not supported")
-    k, d, r, p = (tuple(map(float, values)) for values in (info.k, info.d, info.r, info.p))
-    return Camera(info.width, info.height, info.distortion_model, k, d, r, p)
+    region = (roi.x_offset, roi.y_offset, roi.width, roi.height)
+    return Window(*region, info.binning_x, info.binning_y)
 
 
-def calibration_from_info(left: CameraInfo, right: CameraInfo) -> StereoCalibration:
-    """Calibration from the projection matrices P of both cameras.
+def camera_from_info(info: CameraInfo, size: tuple[int, int]) -> Camera:
+    """The camera that a camera_info describes, for images of a size (width, height).
 
     Raises:
-        ValueError: not calibrated, or no baseline between them.
+        ValueError: not calibrated, in a way that is not known, or for another size.
     """
-    return StereoCalibration.from_projections(left.p, right.p)
+    arrays = (tuple(map(float, values)) for values in (info.k, info.d, info.r, info.p))
+    model = info.distortion_model
+    return Camera(info.width, info.height, model, *arrays, _window(info)).for_image(*size)
+
+
+def calibration_from_info(
+    left: CameraInfo, right: CameraInfo, size: tuple[int, int], raw: bool, baseline: float = 0.0
+) -> StereoCalibration:
+    """The calibration of a pair of images of a size (width, height).
+
+    Of rectified images only the projection matrices P count.
+
+    Args:
+        raw: the images are not rectified.
+        baseline: metres, in place of what P says; 0 to take that.
+
+    Raises:
+        ValueError: not calibrated, no baseline between them, or for another size.
+    """
+    infos = (left, right)
+    if raw:
+        cameras = (camera_from_info(info, size) for info in infos)
+        return RawStereoCalibration.from_cameras(*cameras, baseline or None)
+    projections = []
+    for info in infos:
+        k, p = np.reshape(info.k, (3, 3)), np.reshape(info.p, (3, 4))
+        sensor = (info.width, info.height)
+        projections.append(image_matrices(k, p, sensor, _window(info), size)[1])
+    return StereoCalibration.from_projections(*projections, baseline or None)
 
 
 def encode_descriptors(descriptors: np.ndarray, kind: int) -> bytes:

@@ -14,7 +14,6 @@ import signal
 import sys
 import time
 
-import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from kp_msgs.msg import StereoFeatures as StereoFeaturesMsg
@@ -22,15 +21,15 @@ from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
-from sensor_msgs.msg import Image
 
+from kp_frontend.encodings import GreyConverter
 from kp_frontend.frontend import StereoFrontend
-from kp_frontend.ros import standins
 from kp_frontend.ros.accounts import Accounts
 from kp_frontend.ros.camera_infos import CameraInfos
 from kp_frontend.ros.diagnostics import Diagnosis, Figures, Health
 from kp_frontend.ros.engine import SupervisedEngine
 from kp_frontend.ros.extras import Extras
+from kp_frontend.ros.messages import ImageMessage
 from kp_frontend.ros.pair_worker import Pair, PairWorker
 from kp_frontend.ros.parameters import Parameters
 from kp_frontend.ros.rclpy_private import (
@@ -38,10 +37,7 @@ from kp_frontend.ros.rclpy_private import (
     SafeLifecycleNode,
     UnknownROSArgsError,
 )
-from kp_frontend.ros.stereo_input import StereoInput
-
-standins.put_on_path()
-from cv_bridge import CvBridge  # noqa: E402  the real one, or ours where it is missing
+from kp_frontend.ros.stereo_input import SIDES, StereoInput
 
 CANNOT_START = (
     ValueError,
@@ -62,8 +58,9 @@ class StereoNode(SafeLifecycleNode):
         super().__init__("kp_frontend")
         self.parameters = Parameters(self, self._parameters_changed)
         self.problem = ""  # why it could not be configured
-        self.bridge = CvBridge()
-        self.infos = CameraInfos(self.parameters.node.input == "raw")
+        config = self.parameters.node
+        self.grey = GreyConverter(config.bit_depth, self.get_logger().info)
+        self.infos = CameraInfos(config.input == "raw", config.baseline)
         self.accounts = Accounts(lambda: self.input.waiting() if self.input else 0)
         self.figures = Figures()
         self.diagnosis = Diagnosis(self.get_name())
@@ -182,31 +179,17 @@ class StereoNode(SafeLifecycleNode):
 
     # Input, in the executor's thread
 
-    def _on_pair(self, left: Image, right: Image) -> None:
+    def _on_pair(self, left: ImageMessage, right: ImageMessage) -> None:
         self._last_pair = time.monotonic()
         try:
-            greys = self._grey("left", left), self._grey("right", right)
-        except Exception as error:  # cv_bridge has many; whatever a message is, the node goes on
+            first, second = self.grey.images((left, right), SIDES)
+        except ValueError as error:
             self.accounts.dropped("bad")
             self._on_bad(f"pair dropped: {error}")
             return
         came, decoded = self._last_pair, time.monotonic()
         if self.worker is not None:
-            self.worker.put(Pair((left, right), greys, came, decoded, self._era))
-
-    def _grey(self, name: str, image: Image) -> np.ndarray:
-        """The image of a message, (H, W) uint8; a view of the message's data if it is mono8."""
-        if image.width * image.height == 0:
-            raise ValueError(f"the {name} image is empty")
-        if len(image.data) < image.step * image.height:
-            raise ValueError(
-                f"the {name} image has {len(image.data)} bytes, its step and height ask for "
-                f"{image.step * image.height}"
-            )
-        grey = self.bridge.imgmsg_to_cv2(image, "mono8")
-        if grey.shape != (image.height, image.width):
-            raise ValueError(f"the {name} image's step does not fit its width")
-        return grey
+            self.worker.put(Pair((left, right), (first, second), came, decoded, self._era))
 
     def _on_jump(self, words: str) -> None:
         self._era += 1
@@ -234,6 +217,7 @@ class StereoNode(SafeLifecycleNode):
             health.failures_in_a_row = self.engine.failures_in_a_row
             health.last_failure = self.engine.last_failure
         if self.input is not None:
+            self.input.look_for_latched_infos()
             health.silent = now - self._last_pair
             health.why_silent = self.input.why_no_pairs()
             health.missing_infos = self.input.missing_infos()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from rclpy.publisher import Publisher
-from sensor_msgs.msg import Image
 
 from kp_frontend.calibration import StereoCalibration
 from kp_frontend.features import StereoFeatures
@@ -18,7 +17,7 @@ from kp_frontend.ros.camera_infos import CameraInfos
 from kp_frontend.ros.diagnostics import Figures
 from kp_frontend.ros.engine import EngineFailed, SupervisedEngine
 from kp_frontend.ros.extras import Extras
-from kp_frontend.ros.messages import stereo_message
+from kp_frontend.ros.messages import ImageMessage, stamp_ns, stereo_message
 from kp_frontend.ros.newest_wins import NewestWins
 from kp_frontend.ros.parameters import Parameters
 from kp_frontend.ros.rclpy_private import RCLError
@@ -28,7 +27,7 @@ from kp_frontend.ros.rclpy_private import RCLError
 class Pair:
     """Two messages that belong together, and their images as arrays."""
 
-    messages: tuple[Image, Image]
+    messages: tuple[ImageMessage, ImageMessage]
     greys: tuple[np.ndarray, np.ndarray]
     came: float  # monotonic seconds
     decoded: float
@@ -123,8 +122,9 @@ class PairWorker:
     def _calibration(self, pair: Pair) -> StereoCalibration | None:
         self.calibration_problem = ""
         try:
-            return self._infos.of_pair(*pair.messages)
+            left, right = pair.messages
+            height, width = pair.greys[0].shape
+            return self._infos.of_pair((stamp_ns(left), stamp_ns(right)), (width, height))
         except ValueError as error:
             self.calibration_problem = str(error)
-            self._say(f"camera_info cannot be used: {error}")
             return None

@@ -20,6 +20,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from kp_frontend.config import FrontendConfig
+from kp_frontend.encodings import BIT_DEPTH_CHOICES
 from kp_frontend.ros.messages import DESCRIPTOR_TYPES
 from kp_frontend.settings import bounds, check, setting
 
@@ -37,6 +38,24 @@ class NodeConfig:
         choices=("rectified", "raw"),
         fixed=True,
     )
+    transport: str = setting(
+        "raw",
+        "how images come: as Image, or as CompressedImage on <topic>/compressed",
+        choices=("raw", "compressed"),
+        fixed=True,
+    )
+    bit_depth: str = setting(
+        "auto",
+        "bits in use of 16-bit images; auto: as many as the greatest value so far needs; "
+        "a number also lets 16UC1 be read as an image",
+        choices=BIT_DEPTH_CHOICES,
+        fixed=True,
+    )
+    baseline: float = setting(
+        0.0,
+        "metres between the cameras, in place of what camera_info says; 0: as it says",
+        0.0, 1e3, fixed=True,
+    )  # fmt: skip
     image_width: int = setting(
         640, "pixels; size that the engine is made ready for at start, any works", 32, 16384,
         fixed=True,
@@ -48,6 +67,12 @@ class NodeConfig:
     sync_slop: float = setting(
         0.01, "seconds; stamps of an approximate pair differ by less than this", 1e-6, 10.0,
         fixed=True,
+    )  # fmt: skip
+    sync_offset: float = setting(
+        0.0,
+        "seconds by which the right camera's stamps are ahead of the left's; "
+        "subtracted before images are paired",
+        -1e6, 1e6, fixed=True,
     )  # fmt: skip
     queue_size: int = setting(
         10, "images of each camera that wait for their partner", 1, 1000, fixed=True
@@ -109,21 +134,34 @@ class Parameters:
 
 def _declared(node: Node, kind: type[NodeConfig | FrontendConfig]) -> dict[str, Any]:
     """Declare a config's settings; their values by name."""
-    return {
+    declared = {
         f.name: node.declare_parameter(f.name, f.default, descriptor(f)).value for f in fields(kind)
     }
+    return _own(declared, kind)
 
 
 def _own(values: dict[str, Any], kind: type[NodeConfig | FrontendConfig]) -> dict[str, Any]:
-    """Those of the values that are settings of a config."""
-    names = {f.name for f in fields(kind)}
-    return {name: value for name, value in values.items() if name in names}
+    """Those of the values that are settings of a config, as it has them."""
+    settings = {f.name: f for f in fields(kind)}
+    return {
+        name: str(value) if _may_look_like_a_number(settings[name], value) else value
+        for name, value in values.items()
+        if name in settings
+    }
+
+
+def _may_look_like_a_number(declared: Field, value: Any = 0) -> bool:
+    """Whether a value was read as a number where the setting is a word such as `12`."""
+    words = any(choice.isdigit() for choice in declared.metadata["choices"])
+    return words and isinstance(value, int) and not isinstance(value, bool)
 
 
 def descriptor(declared: Field) -> ParameterDescriptor:
     """What ROS is told about a setting."""
     result = ParameterDescriptor(
-        description=meaning(declared), read_only=declared.metadata["fixed"]
+        description=meaning(declared),
+        read_only=declared.metadata["fixed"],
+        dynamic_typing=_may_look_like_a_number(declared),
     )
     limits = bounds(declared)
     if limits is None:

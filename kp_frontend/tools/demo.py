@@ -33,13 +33,10 @@ from rich.progress import Progress
 from rich.table import Table
 from sensor_msgs.msg import CameraInfo, Image
 
-from kp_frontend.ros import standins
 from kp_frontend.ros.environment import share_folder, typestore
+from kp_frontend.ros.messages import image_message
 from kp_frontend.ros.processes import check_alive, private_environment, process
 from kp_frontend.tools.overlay import draw_matches
-
-standins.put_on_path()
-from cv_bridge import CvBridge  # noqa: E402
 
 WIDTH, HEIGHT = 640, 480
 # The pair's calibration, from its release (quarter size).
@@ -98,7 +95,7 @@ def replay(frames: int, rate: float) -> None:
     rclpy.init()
     node = Node("replay")
     publishers = {t: node.create_publisher(TOPICS[t], t, 10) for t in list(TOPICS)[:4]}
-    pair, bridge = load_pair(), CvBridge()
+    pair = load_pair()
     expected = int(os.environ.get("KP_DEMO_LISTENERS", "1"))
     while min(p.get_subscription_count() for p in publishers.values()) < expected:
         time.sleep(0.1)
@@ -111,7 +108,7 @@ def replay(frames: int, rate: float) -> None:
         messages = dict(zip(list(TOPICS)[2:4], camera_infos(x, y), strict=True))
         for topic, image in (("left/image", pair.left), ("right/image", pair.right)):
             window = image[y : y + HEIGHT, x : x + WIDTH]
-            messages[topic] = bridge.cv2_to_imgmsg(window, "mono8")
+            messages[topic] = image_message(window, "mono8")
         for topic, message in messages.items():
             message.header.stamp = stamp
             message.header.frame_id = f"{topic.partition('/')[0]}_camera_optical_frame"

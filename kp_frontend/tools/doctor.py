@@ -82,10 +82,9 @@ def ros() -> dict[str, str]:
     }
     if Path("/dev/shm").is_dir():
         found["shared memory"] = f"{shutil.disk_usage('/dev/shm').free / 2**20:.0f} MiB free"
-    for name in ("message_filters", "cv_bridge"):
-        spec = importlib.util.find_spec(name)
-        own = spec is None or str(spec.origin).startswith(here)
-        found[name] = "our stand-in" if own else str(Path(spec.origin).parent)
+    spec = importlib.util.find_spec("message_filters")
+    own = spec is None or str(spec.origin).startswith(here)
+    found["message_filters"] = "our stand-in" if own else str(Path(spec.origin).parent)
     return found
 
 

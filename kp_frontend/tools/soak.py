@@ -31,13 +31,9 @@ from rich.progress import Progress
 from rich.table import Table
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
-from kp_frontend.ros import standins
-from kp_frontend.ros.messages import stamp_ns
+from kp_frontend.ros.messages import image_message, stamp_ns
 from kp_frontend.ros.processes import private_environment, process
 from kp_frontend.tools.demo import HEIGHT, WIDTH, camera_infos, load_pair, window_place
-
-standins.put_on_path()
-from cv_bridge import CvBridge  # noqa: E402
 
 TOPICS = {f"{side}/{name}": kind for side in ("left", "right")
           for name, kind in (("camera_info", CameraInfo), ("image", Image))}  # fmt: skip
@@ -132,7 +128,7 @@ class Soak:
 
     def __init__(self, rate: float, seed: int) -> None:
         self.rate, self.random = rate, random.Random(seed)
-        self.pair, self.bridge = load_pair(), CvBridge()
+        self.pair = load_pair()
         self.camera = Camera()
         self.node = rclpy.create_node("soak")
         self.executor = SingleThreadedExecutor()
@@ -182,7 +178,7 @@ class Soak:
             if side == "right" and time.monotonic() < self.left_only_until:
                 continue
             window = pixels[y : y + HEIGHT, x : x + WIDTH]
-            image = self.bridge.cv2_to_imgmsg(window, "mono8")
+            image = image_message(window, "mono8")
             for name, message in (("camera_info", infos[side]), ("image", image)):
                 message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 10**9)
                 message.header.frame_id = f"{side}_optical"

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kp_frontend.cli import add_command, count, positive, rate, size
+from kp_frontend.cli import add_bit_depth, add_command, count, positive, rate, size
 
 if TYPE_CHECKING:  # imported where used, so that `kp --help` loads neither torch nor matplotlib
     from rich.table import Table
@@ -204,6 +204,7 @@ def _add_camera(command: argparse.ArgumentParser) -> None:
         help="use the times at which the bag received the messages instead of their time stamps",
     )  # fmt: skip
     command.add_argument("--raw", action="store_true", help="the images are not rectified")
+    add_bit_depth(command)
     command.add_argument(
         "--baseline", type=positive, metavar="M",
         help="baseline of the rig in metres, instead of that of camera_info",

@@ -19,7 +19,7 @@ def test_doctor_reports_machine_ros_and_every_backend(tmp_path, capsys):
     report = json.loads(file.read_text())
     assert int(report["machine"]["cores"]) >= 1
     assert report["machine"]["torch"].startswith("2.13.0")
-    assert report["ros"]["cv_bridge"] and report["ros"]["RMW"]
+    assert report["ros"]["message_filters"] and report["ros"]["RMW"]
     rows = {row["backend"]: row for row in report["backends"]}
     assert list(rows) == ["tensorrt", "cuda", "openvino", "torch"]
     assert rows["torch"]["ms"] > 0 and "100.0%" in rows["torch"]["state"]

@@ -1,7 +1,7 @@
-"""Our own small `message_filters` and `cv_bridge`, for Python environments made from wheels.
+"""Our own small `message_filters`, for Python environments made from wheels.
 
-Neither package has a wheel. The folder goes to the end of the module search path, so each package
-of a ROS installation is found first and ours only serves where the real one is missing.
+The real one has no wheel. The folder goes to the end of the module search path, so that of a ROS
+installation is found first and ours only serves where the real one is missing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def put_on_path() -> None:
-    """Make `import message_filters` and `import cv_bridge` work everywhere."""
+    """Make `import message_filters` work everywhere."""
     here = str(Path(__file__).parent)
     if here not in sys.path:
         sys.path.append(here)

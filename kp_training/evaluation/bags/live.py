@@ -23,16 +23,11 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from kp_frontend.config import FrontendConfig
 from kp_frontend.features import StereoFeatures
-from kp_frontend.ros import standins
-from kp_frontend.ros.messages import stereo_features
+from kp_frontend.ros.messages import image_message, stereo_features
 from kp_frontend.ros.processes import check_alive, private_environment, process
-from kp_training.evaluation.bags.messages import grey_image
 from kp_training.evaluation.bags.reader import COMPRESSED, stamp_of
 from kp_training.evaluation.bags.stamps import stamp_text
 from kp_training.evaluation.bags.stereo import StereoBag
-
-standins.put_on_path()
-from cv_bridge import CvBridge  # noqa: E402  the real one, or ours
 
 NODE_START_SECONDS = 180.0  # the engine is compiled at start
 PATIENCE = 30.0  # seconds without a word before what is missing is given up; a size is compiled
@@ -201,6 +196,7 @@ def node_command(
         "image_height": size[0],
         "image_width": size[1],
         "input": "raw" if reading.raw else "rectified",
+        "bit_depth": reading.bit_depth,
         "reliable": True,  # what is missing is then the node's doing, not the network's
         "descriptor_type": "float32",  # the only one that is exact
         **{f.name: getattr(config, f.name) for f in fields(config)},
@@ -254,7 +250,7 @@ def _prepared(camera: StereoBag, topic: str, raw: bytes) -> Outgoing:
         stamp_of(raw)  # without a header it can be neither sent nor paired
         return raw
     message = camera.bag.read(topic, raw)
-    result = CvBridge().cv2_to_imgmsg(grey_image(message), "mono8")
+    result = image_message(camera.grey(message), "mono8")
     result.header.stamp.sec = message.header.stamp.sec
     result.header.stamp.nanosec = message.header.stamp.nanosec
     result.header.frame_id = message.header.frame_id

@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from kp_frontend.calibration import Window
-from kp_frontend.ros import standins
 from kp_training.evaluation.bags.reader import Message
 from kp_training.evaluation.frames import Camera
-
-standins.put_on_path()
-from cv_bridge import CvBridge, CvBridgeError  # noqa: E402  the real one, or ours
-
-
-def grey_image(message: Message) -> np.ndarray:
-    """Grey uint8 image (H, W) of an Image, as the node converts it, or of a CompressedImage.
-
-    Raises:
-        ValueError: it cannot be decoded.
-    """
-    if hasattr(message, "format"):
-        data = np.frombuffer(message.data, np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
-        if image is None:
-            raise ValueError(f"a compressed image ({message.format}) cannot be decoded")
-        return image
-    try:
-        return CvBridge().imgmsg_to_cv2(message, "mono8")
-    except (CvBridgeError, TypeError) as error:
-        raise ValueError(f"an image cannot be decoded: {error}") from error
 
 
 def camera_of(info: Message) -> Camera:
@@ -55,12 +32,18 @@ def true_disparity(message: Message) -> np.ndarray:
     Raises:
         ValueError: its image is no 32FC1.
     """
-    try:
-        if message.image.encoding != "32FC1":
-            raise CvBridgeError(f"it is {message.image.encoding!r}, not 32FC1")
-        disparity = CvBridge().imgmsg_to_cv2(message.image, "passthrough").copy()
-    except (CvBridgeError, TypeError) as error:
-        raise ValueError(f"a disparity image cannot be used: {error}") from error
+    image = message.image
+    if image.encoding != "32FC1":
+        raise ValueError(f"a disparity image is {image.encoding!r}, not 32FC1")
+    data = np.frombuffer(image.data, np.uint8)
+    row = 4 * image.width
+    if not row or image.step < row or len(data) != image.step * image.height:
+        raise ValueError(
+            f"a disparity image of {image.width}x{image.height} with a step of {image.step} does "
+            f"not fit {len(data)} bytes"
+        )
+    rows = np.ascontiguousarray(data.reshape(image.height, image.step)[:, :row])
+    disparity = rows.view(">f4" if image.is_bigendian else "<f4").astype(np.float32)
     known = np.isfinite(disparity)
     if message.max_disparity > message.min_disparity:
         known &= (disparity >= message.min_disparity) & (disparity <= message.max_disparity)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kp_training.evaluation.bags.messages import camera_of, grey_image, pose_of, true_disparity
+from kp_frontend.encodings import GreyConverter
+from kp_training.evaluation.bags.messages import camera_of, pose_of, true_disparity
 from kp_training.evaluation.bags.reader import Bag, stamp_of
 from kp_training.evaluation.bags.stamps import (
     Infos,
@@ -30,6 +31,7 @@ class Reading:
     offset: float = 0.0  # seconds by which the right camera's stamps are ahead of the left's
     receive_times: bool = False  # the times at which the bag received messages are their stamps
     raw: bool = False  # images are not rectified
+    bit_depth: str = "auto"  # of 16-bit images, as `GreyConverter` has it
     baseline: float | None = None  # metres, in place of what camera_info says
     pose_axes: str = "optical"  # of the true poses, or "body"
 
@@ -58,6 +60,7 @@ class StereoBag:
         if t.left is None or t.right is None:
             raise ValueError(f"{self.bag.path}: the image topics are not known")
         self._sides = t.left, t.right
+        self.grey = GreyConverter(self.reading.bit_depth, self.bag.notes.append)
         stamps, received = self._read_stamps()
         left, right = (stamps[name] for name in self._sides)
         slop = round(self.reading.slop * 1e9)
@@ -169,11 +172,10 @@ class StereoBag:
 
     def _frame(self, n: int, raws: dict[str, bytes]) -> StereoFrame | None:
         stamp = self.stamps[n]
-        left_topic, right_topic = self._sides
+        left_topic, _ = self._sides
         try:
-            message = self.bag.read(left_topic, raws[left_topic])
-            left = grey_image(message)
-            right = grey_image(self.bag.read(right_topic, raws[right_topic]))
+            messages = [self.bag.read(topic, raws[topic]) for topic in self._sides]
+            left, right = self.grey.images(messages, ("left", "right"))
             if left.shape != right.shape:
                 raise ValueError(
                     f"the left image is {size_text(left)}, the right one {size_text(right)}"
@@ -190,7 +192,7 @@ class StereoBag:
             (left_camera, right_camera) if left_camera and right_camera else None,
             self._disparity(stamp, raws, left),
             self._poses.at(stamp),
-            message.header.frame_id,
+            messages[0].header.frame_id,
             self.reading.raw,
             self.reading.baseline,
         )

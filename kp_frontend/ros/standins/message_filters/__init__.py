@@ -10,8 +10,6 @@ from typing import Any
 from rclpy.clock import ROSClock
 from rclpy.duration import Duration
 from rclpy.logging import get_logger
-from rclpy.node import Node
-from rclpy.qos import QoSProfile
 from rclpy.time import Time
 
 
@@ -31,28 +29,6 @@ class SimpleFilter:
         """Call all callbacks."""
         for callback, args in self.callbacks.values():
             callback(*messages, *args)
-
-
-class Subscriber(SimpleFilter):
-    """A subscription that is the source of a chain of filters."""
-
-    def __init__(
-        self,
-        node: Node,
-        msg_type: type,
-        topic: str,
-        qos_profile: QoSProfile | int = 10,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__()
-        self.node, self.topic = node, topic
-        self.sub = node.create_subscription(
-            msg_type, topic, self.signalMessage, qos_profile, **kwargs
-        )
-
-    def getTopic(self) -> str:
-        """The topic as it was asked for."""
-        return self.topic
 
 
 class TimeSynchronizer(SimpleFilter):
