@@ -232,7 +232,7 @@ class StereoInput:
         ]
         if not all(new):
             return "the images' stamps are no times, or older than the last pair's"
-        return self._stamps_apart(clock_offset(*self._recent) or 0)
+        return self._stamps_apart(clock_offset(*new) or 0)
 
     def _stamps_apart(self, offset: int) -> str:
         """How far the stamps are apart (nanoseconds, right ahead of left), and what to do."""
@@ -240,9 +240,9 @@ class StereoInput:
         after = ", after sync_offset" if self._offset else ""
         if abs(offset) > frame:
             return (
-                f"the cameras' clocks differ: the right camera's stamps are about "
-                f"{abs(offset) / 1e6:.0f} ms {'ahead of' if offset > 0 else 'behind'} the left's"
-                f"{after}; synchronise the clocks, or set sync_offset to "
+                f"the cameras' clocks differ: their stamps are about {abs(offset) / 1e6:.0f} ms "
+                f"apart (the {'right' if offset > 0 else 'left'} camera's are ahead){after}; "
+                "synchronise the clocks, or set sync_offset to "
                 f"{(self._offset + offset) / 1e9:.3f}"
                 + ("" if self._config.approximate_sync else " and approximate_sync to true")
             )

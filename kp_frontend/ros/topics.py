@@ -71,13 +71,13 @@ class Topics:
         if any(wanted in self._types(name) for name in names):
             return [("no image comes on {}", names[0]), *found]
         if not self._compressed and COMPRESSED in self._types(base):
-            return [("{} is CompressedImage: set transport to compressed", base)]
+            return [("the images on {} are CompressedImage: set transport to compressed", base)]
         if not self._compressed and COMPRESSED in self._types(f"{base}/compressed"):
             return [("only {}/compressed is published: set transport to compressed", base)]
         if self._compressed and IMAGE in self._types(base):
-            return [("{} is Image and not compressed: set transport to raw", base)]
+            return [("the images on {} are Image, not compressed: set transport to raw", base)]
         if types := self._types(names[0]):
-            return [(f"{{}} is {' and '.join(sorted(types))}, not {wanted}", names[0])]
+            return [(f"the type of {{}} is {' and '.join(sorted(types))}, not {wanted}", names[0])]
         return [(NOBODY, names[0])]
 
     def _others(self, reasons: dict[str, list[str]]) -> str:
@@ -113,7 +113,7 @@ class Topics:
         if not types:
             return f"{name} (nobody publishes it)"
         if INFO not in types:
-            return f"{name} (it is {' and '.join(sorted(types))})"
+            return f"{name} (its type is {' and '.join(sorted(types))})"
         return name
 
 
