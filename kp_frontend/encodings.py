@@ -7,13 +7,13 @@ imported.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 BIT_DEPTHS = (8, 10, 12, 14, 16)  # of sensors
 BIT_DEPTH_CHOICES = ("auto", *map(str, BIT_DEPTHS))
@@ -77,7 +77,7 @@ class _Pixels:
 
 
 def to_grey(
-    data: npt.ArrayLike | bytes,
+    data: bytes | bytearray | array | np.ndarray,
     encoding: str,
     width: int,
     height: int,
@@ -183,7 +183,7 @@ class GreyConverter:
 
 
 def _unpack(
-    data: npt.ArrayLike | bytes,
+    data: bytes | bytearray | array | np.ndarray,
     encoding: str,
     width: int,
     height: int,
@@ -195,7 +195,7 @@ def _unpack(
         raise ValueError(f"the encoding {encoding!r} is not one of a grey or colour image")
     if width == 0 or height == 0:
         raise ValueError(f"an image of {width}x{height} pixels is empty")
-    found = np.frombuffer(data, np.uint8)  # type: ignore[call-overload]
+    found = np.frombuffer(data, np.uint8)
     row = width * layout.channels * layout.bits // 8
     if layout.planes > 1:
         step = _luma_step(layout, len(found), row, height, step)

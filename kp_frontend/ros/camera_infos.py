@@ -95,7 +95,10 @@ class CameraInfos:
         self, infos: Infos, size: tuple[int, int]
     ) -> tuple[StereoCalibration | ValueError, Cameras | None]:
         try:
-            cameras: Cameras | None = tuple(camera_from_info(info, size) for info in infos)
+            cameras: Cameras | None = (
+                camera_from_info(infos[0], size),
+                camera_from_info(infos[1], size),
+            )
         except ValueError:  # of rectified images only P is needed
             cameras = None
         try:
@@ -107,11 +110,11 @@ class CameraInfos:
         """Infos with the stamps of a pair, waited for a little; else the newest; None if none."""
 
         def exact() -> Infos | None:
-            found = [
+            left, right = (
                 next((info for info in reversed(infos) if stamp_ns(info) == stamp), None)
                 for infos, stamp in zip(self._recent, stamps, strict=True)
-            ]
-            return None if None in found else tuple(found)
+            )
+            return None if left is None or right is None else (left, right)
 
         with self._news:
             if not all(self._recent):
@@ -120,7 +123,7 @@ class CameraInfos:
             # Infos that once came without the stamp of a pair are not waited for every time.
             found = self._news.wait_for(exact, PATIENCE if self._stamped_alike else 0.0)
             self._stamped_alike = bool(found)
-            return found or tuple(infos[-1] for infos in self._recent)
+            return found or (self._recent[0][-1], self._recent[1][-1])
 
 
 def _numbers(info: CameraInfo) -> tuple:

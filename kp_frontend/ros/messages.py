@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from array import array
+from typing import TypeAlias
 
 import numpy as np
 from kp_msgs.msg import Features as FeaturesMsg
@@ -37,7 +38,7 @@ def _array(code: str, dtype: str, values: np.ndarray) -> array:
     return array(code, np.ascontiguousarray(values, dtype).tobytes())
 
 
-ImageMessage = Image | CompressedImage
+ImageMessage: TypeAlias = Image | CompressedImage
 
 
 def stamp_ns(message: ImageMessage | CameraInfo) -> int:
@@ -68,9 +69,9 @@ def camera_from_info(info: CameraInfo, size: tuple[int, int]) -> Camera:
     Raises:
         ValueError: not calibrated, in a way that is not known, or for another size.
     """
-    arrays = (tuple(map(float, values)) for values in (info.k, info.d, info.r, info.p))
-    model = info.distortion_model
-    return Camera(info.width, info.height, model, *arrays, _window(info)).for_image(*size)
+    k, d, r, p = (tuple(map(float, values)) for values in (info.k, info.d, info.r, info.p))
+    model, window = info.distortion_model, _window(info)
+    return Camera(info.width, info.height, model, k, d, r, p, window).for_image(*size)
 
 
 def calibration_from_info(
@@ -87,16 +88,17 @@ def calibration_from_info(
     Raises:
         ValueError: not calibrated, no baseline between them, or for another size.
     """
-    infos = (left, right)
     if raw:
-        cameras = (camera_from_info(info, size) for info in infos)
-        return RawStereoCalibration.from_cameras(*cameras, baseline or None)
-    projections = []
-    for info in infos:
-        k, p = np.reshape(info.k, (3, 3)), np.reshape(info.p, (3, 4))
-        sensor = (info.width, info.height)
-        projections.append(image_matrices(k, p, sensor, _window(info), size)[1])
-    return StereoCalibration.from_projections(*projections, baseline or None)
+        cameras = camera_from_info(left, size), camera_from_info(right, size)
+        return RawStereoCalibration.from_cameras(*cameras, baseline=baseline or None)
+    projections = _projection(left, size), _projection(right, size)
+    return StereoCalibration.from_projections(*projections, baseline=baseline or None)
+
+
+def _projection(info: CameraInfo, size: tuple[int, int]) -> np.ndarray:
+    """P (3, 4) for images of a size (width, height)."""
+    k, p = np.reshape(info.k, (3, 3)), np.reshape(info.p, (3, 4))
+    return image_matrices(k, p, (info.width, info.height), _window(info), size)[1]
 
 
 def encode_descriptors(descriptors: np.ndarray, kind: int) -> bytes:
