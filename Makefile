@@ -57,7 +57,7 @@ demo: setup
 	@$(CLEAN) $(VENV)/bin/kp demo --out demo_out
 
 test: setup
-	@$(CLEAN) $(VENV)/bin/python -m pytest test $(PYTEST_ARGS)
+	@$(CLEAN) $(VENV)/bin/python -m pytest test -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: setup
 	@$(VENV)/bin/ruff check .

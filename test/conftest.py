@@ -24,8 +24,10 @@ from kp_frontend.ros.messages import image_message
 from kp_training.labels import label_folder
 
 # Engines that tests build stay out of the user's cache, but are shared by the tests' processes.
-_CACHE = tempfile.TemporaryDirectory(prefix="kp_engines_")
-os.environ["KP_ENGINE_CACHE"] = _CACHE.name
+# Workers of pytest-xdist inherit the folder of the process that started them.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="kp_engines_")
+    os.environ["KP_ENGINE_CACHE"] = _CACHE.name
 
 DOMAIN = 60 + os.getpid() % 40  # of this test run, so that parallel runs do not hear each other
 
