@@ -1,8 +1,9 @@
-"""Engines that run the pipeline: one small file each, behind one interface.
+"""Backends that run the pipeline, one file each, with a common interface.
 
-Each module has `unavailable() -> str | None`, why this machine cannot run it, and
-`build(pipeline, example, options) -> Backend`, which raises where it fails all the same. `torch` is
-the reference: what another engine gives must agree with it (`agreement`), or it is not used.
+Each module has two functions. `unavailable() -> str | None` returns the reason why this machine
+cannot run the backend, or None. `build(pipeline, example, options) -> Backend` builds the engine
+and raises an exception if it fails. `torch` is the reference: the results of other backends must
+agree with it (`agreement`), otherwise they are not used.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from kp_frontend.backends.engine_cache import EngineCache
 
 log = logging.getLogger(__name__)
 
-BACKENDS = ("tensorrt", "cuda", "openvino", "torch")  # in the order in which `auto` tries them
+BACKENDS = ("tensorrt", "cuda", "openvino", "torch")  # `auto` tries them in this order
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """What a user may choose about an engine."""
+    """User options of an engine."""
 
-    threads: int = 0  # of a CPU backend; 0: one per core
-    precision: str = "auto"  # the fastest that the backend and the machine do well, or one by name
-    device: str = "cpu"  # of the backend torch
+    threads: int = 0  # number of threads of a CPU backend; 0: one per core
+    precision: str = "auto"  # by name; auto: the fastest precision that the machine supports well
+    device: str = "cpu"  # torch device, for the backend torch only
     cache: EngineCache = field(default_factory=EngineCache)
 
 
@@ -39,14 +40,14 @@ class Backend(Protocol):
 
     name: str
     precision: str
-    # Where the engine wants the images, (2, H, W) uint8; None: it takes them wherever they are.
+    # Buffer (2, H, W) uint8 from which the engine reads images; None: it reads any array.
     images: np.ndarray | None
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]: ...
 
 
 def backend_module(name: str) -> ModuleType:
-    """The module of a backend by name."""
+    """Import the module of a backend by name."""
     return importlib.import_module(f"kp_frontend.backends.{name}_backend")
 
 
@@ -61,27 +62,30 @@ def make_backend(
 
     Args:
         pipeline: the module to run, in eval mode.
-        example: inputs that fix every shape and type.
-        left_out: backends that `auto` passes over.
+        example: inputs that define all shapes and types.
+        options: user options.
+        left_out: backends that `auto` skips.
 
     Raises:
-        ValueError: no such backend or precision, or the named one cannot run here.
+        ValueError: the backend or precision is unknown, or no backend can run on this machine.
     """
     if name not in ("auto", *BACKENDS):
-        raise ValueError(f"unknown backend {name!r}: auto or one of {', '.join(BACKENDS)}")
+        raise ValueError(f"unknown backend {name!r}: use auto or one of {', '.join(BACKENDS)}")
     if options.precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {options.precision!r}: one of {', '.join(PRECISIONS)}")
+        raise ValueError(
+            f"unknown precision {options.precision!r}: use one of {', '.join(PRECISIONS)}"
+        )
     reasons = []
     possible = tuple(choice for choice in BACKENDS if choice not in left_out)
     for choice in possible if name == "auto" else (name,):
         module = backend_module(choice)
         reason = module.unavailable()
         if reason is not None:
-            log.info("backend %s is left out: %s", choice, reason)
+            log.info("backend %s is not available: %s", choice, reason)
         else:
             try:
                 return module.build(pipeline, example, options)
-            except Exception as error:  # whatever a library does, the next engine may serve
+            except Exception as error:  # libraries can raise anything; try the next backend
                 reason = f"{type(error).__name__}: {error}"
                 log.warning("backend %s failed: %s", choice, reason)
         reasons.append(f"{choice}: {reason}")
@@ -89,13 +93,13 @@ def make_backend(
 
 
 def choose_precision(asked: str, best: str, possible: tuple[str, ...]) -> str:
-    """The precision asked for, or with `auto` the best.
+    """The requested precision, or the best one for `auto`.
 
     Raises:
-        RuntimeError: the backend does not have the one asked for.
+        RuntimeError: the backend does not support the requested precision.
     """
     if asked == "auto":
         return best
     if asked not in possible:
-        raise RuntimeError(f"precision {asked} is not possible, only {', '.join(possible)}")
+        raise RuntimeError(f"precision {asked} is not supported, only {', '.join(possible)}")
     return asked

@@ -1,4 +1,4 @@
-"""Does an engine give what the reference gives? Checked before an engine is used."""
+"""Comparison of an engine with the reference, done before the engine is used."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# What an engine must reach. Lower precision moves weak keypoints across the top-K limit, so the
-# stronger half of the reference's is looked for.
-NEAR = 1.0  # pixels
-LEAST_SHARE = 0.97  # of these keypoints, that the engine has as well; or all but one,
-# for two equal peaks may change places, and a small image has few keypoints
-LEAST_COSINE = 0.98  # of their descriptors, in the median
+# Requirements. Lower precision moves weak keypoints across the top-K limit, so only the top-scoring
+# half of the reference's keypoints is compared.
+NEAR = 1.0  # maximum distance of a keypoint from the reference, pixels
+# Minimum share of these keypoints that the engine also finds. One missing keypoint is always
+# allowed: two equal peaks can swap places, and a small image has few keypoints.
+LEAST_SHARE = 0.97
+LEAST_COSINE = 0.98  # minimum of the median cosine similarity of their descriptors
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Share of keypoints found again within 1 px and how many are missed, median distance (pixels),
-    median cosine."""
+    """Result of a comparison.
+
+    `share` of the keypoints found again within 1 px, number of `missed` keypoints, median
+    `distance` in pixels, median `cosine` similarity of the descriptors.
+    """
 
     share: float
     missed: int
@@ -40,7 +44,7 @@ class Agreement:
 
 
 def check_inputs(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Inputs of the pipeline for the check: fixed images, and every keypoint whatever its score."""
+    """Inputs of the pipeline for the check: fixed images and a score threshold of 0."""
     images, settings, *before = example
     settings = settings.clone()
     settings[0] = 0.0  # the score threshold
@@ -48,7 +52,7 @@ def check_inputs(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def check_images(height: int, width: int) -> np.ndarray:
-    """A fixed pair (2, H, W) uint8 for the check: rectangles of all sizes, 8 pixels disparity."""
+    """A fixed pair (2, H, W) uint8 for the check: rectangles of all sizes, disparity 8 pixels."""
     rng = np.random.default_rng(0)
     wide = np.full((height, width + 8), 128.0)
     for _ in range(max(12, height * width // 600)):
@@ -61,14 +65,14 @@ def check_images(height: int, width: int) -> np.ndarray:
 
 
 def reference(pipeline: nn.Module, inputs: tuple[Tensor, ...]) -> list[np.ndarray]:
-    """What the pipeline gives as it is written, on the device where it is."""
+    """Result of the pipeline in plain torch, on its current device."""
     device = next(pipeline.parameters()).device
     with torch.inference_mode():
         return [out.cpu().numpy() for out in pipeline(*(tensor.to(device) for tensor in inputs))]
 
 
 def agreement(expected: list[np.ndarray], found: list[np.ndarray]) -> Agreement:
-    """Compare two results of the pipeline: both images' keypoints and descriptors."""
+    """Compare keypoints and descriptors of both images in two results of the pipeline."""
     distances, cosines = [], []
     for side in range(2):
         xy, scores, descriptors = (array[side] for array in expected[:3])
@@ -76,7 +80,7 @@ def agreement(expected: list[np.ndarray], found: list[np.ndarray]) -> Agreement:
         strong = strong[: (len(strong) + 1) // 2]
         others = np.flatnonzero(found[1][side] > 0)
         if not len(strong) or not len(others):
-            # Nothing where the reference has nothing is agreement.
+            # If neither result has keypoints, they agree.
             distances.append(np.full(max(len(strong), len(others)), np.inf))
             cosines.append(np.zeros(len(distances[-1])))
             continue
@@ -97,7 +101,7 @@ def agreement(expected: list[np.ndarray], found: list[np.ndarray]) -> Agreement:
 
 
 def require(engine: object, expected: list[np.ndarray], found: list[np.ndarray]) -> None:
-    """Raise RuntimeError unless an engine's result agrees with the reference's."""
+    """Raise RuntimeError unless the result of an engine agrees with the reference."""
     result = agreement(expected, found)
     if not result.good:
         raise RuntimeError(f"{engine} does not agree with the reference: {result}")

@@ -1,8 +1,8 @@
 """CUDA: torch on an NVIDIA GPU, the whole step in one CUDA graph, the network in half precision.
 
-The graph is of the pipeline as it is written. Compiled ahead of time by torch (AOTInductor) it
-ended the process with a segmentation fault (H200, CUDA 13.0, torch 2.11; not tried with a
-later one), which no node may risk.
+The graph captures the pipeline without compilation. Ahead-of-time compilation (AOTInductor) ended
+the process with a segmentation fault (H200, CUDA 13.0, torch 2.11; later versions were not tried),
+which is not acceptable in a node.
 """
 
 from __future__ import annotations
@@ -38,14 +38,15 @@ class CudaBackend:
 
 
 def unavailable() -> str | None:
-    """Why this machine cannot run it, or None."""
+    """The reason why this machine cannot run the backend, or None."""
     return gpu_unavailable()
 
 
 def build(pipeline: nn.Module, example: tuple[Tensor, ...], options: BackendOptions) -> CudaBackend:
     """Capture the pipeline for the shapes of `example`.
 
-    fp16 rather than bf16: its finer mantissa keeps more keypoints where they are, at equal speed.
+    The default is fp16 instead of bf16: its longer mantissa preserves more keypoint positions at
+    the same speed.
     """
     precision = choose_precision(options.precision, "fp16", tuple(TYPES))
     on_gpu = copy.deepcopy(pipeline).cuda()

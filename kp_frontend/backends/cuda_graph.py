@@ -1,4 +1,4 @@
-"""A step of fixed shapes on an NVIDIA GPU as one CUDA graph, from host memory to host memory."""
+"""A step with fixed shapes as one CUDA graph, from host memory to host memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-WARM_UPS = 3  # calls before the capture, in which libraries choose their kernels
+WARM_UPS = 3  # warm-up calls before the capture, in which libraries choose their kernels
 
 
 def gpu_unavailable() -> str | None:
-    """Why torch cannot use an NVIDIA GPU here, or None."""
+    """The reason why torch cannot use an NVIDIA GPU on this machine, or None."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA"
     if not torch.cuda.is_available():
@@ -22,7 +22,7 @@ def gpu_unavailable() -> str | None:
 
 
 def gpu_driver() -> str:
-    """The NVIDIA driver's version in its own words; on a Jetson, the board support package's."""
+    """Version text of the NVIDIA driver; on a Jetson, of the board support package."""
     for file in (Path("/proc/driver/nvidia/version"), Path("/etc/nv_tegra_release")):
         if file.is_file():
             return file.read_text().splitlines()[0]
@@ -30,7 +30,7 @@ def gpu_driver() -> str:
 
 
 def gpu_key() -> dict[str, str]:
-    """What an engine built for this machine's GPU depends on, beside the pipeline."""
+    """Properties of the GPU and its software on which an engine depends."""
     properties = torch.cuda.get_device_properties(0)
     return {
         "gpu": f"{properties.name}, {properties.major}.{properties.minor}, "
@@ -42,14 +42,14 @@ def gpu_key() -> dict[str, str]:
 
 
 class CudaGraphStep:
-    """Copies in, computes and copies out in one graph launch.
+    """Copies inputs, computes and copies outputs in one graph launch.
 
-    Host buffers are pinned and device buffers static, as a graph requires. The first input, the
-    images, is copied on the step's own stream and the others beside it on a second one.
+    Host buffers are pinned and device buffers are static, as a graph requires. The first input, the
+    images, is copied on the main stream, the others concurrently on a second stream.
 
     Args:
-        step: device tensors in, device tensors out; no host synchronisation inside.
-        example: host tensors that fix shapes and types.
+        step: maps device tensors to device tensors, without host synchronisation.
+        example: host tensors that define shapes and types.
     """
 
     def __init__(self, step: Callable[..., Sequence[Tensor]], example: tuple[Tensor, ...]) -> None:
@@ -76,7 +76,7 @@ class CudaGraphStep:
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
         for host, array in zip(self.host, inputs, strict=True):
-            if array is not host:  # else the caller has put it there himself
+            if array is not host:  # otherwise the caller has already filled the buffer
                 host[...] = array
         with torch.cuda.stream(self.stream):
             self.graph.replay()

@@ -1,8 +1,9 @@
-"""Built engines on disk, so that they are built once.
+"""Cache of built engines on disk.
 
-A file's name holds a digest of everything that the engine depends on, and its first lines repeat
-that in plain words and give a digest of the rest, so a foreign, stale, truncated or damaged file is
-recognised, said and built again, never used.
+The name of a file contains a digest of everything that the engine depends on. Its first lines
+repeat this as text and add a digest of the rest. A file that is damaged, truncated, stale or from
+another
+machine is therefore recognised: it is logged and rebuilt, and never used.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TypeVar
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-KEPT = 64  # engines; the oldest go first
+KEPT = 64  # maximum number of engines; the oldest are deleted first
 MAGIC = b"kp_frontend engine 1\n"
 
 
@@ -38,29 +39,31 @@ class EngineCache:
     folder: Path = field(default_factory=default_folder)
 
     def path(self, key: Mapping[str, str]) -> Path:
-        """Where the engine of a key is kept."""
+        """File of the engine of a key."""
         digest = hashlib.sha256(_words(key)).hexdigest()[:24]
         return self.folder / f"{key['backend']}-{digest}.engine"
 
     def read(self, key: Mapping[str, str]) -> bytes | None:
-        """The engine of a key; None, with a warning where there is a bad file, if there is none."""
+        """Read the engine of a key; None if there is none, or (with a warning) a bad file."""
         path = self.path(key)
         try:
             stored = path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
-            log.warning("engine cache cannot be read: %s", error)
+            log.warning("the engine cache cannot be read: %s", error)
             return None
         head, _, engine = stored.removeprefix(MAGIC).partition(b"\n\n")
         expected = _words(key) + hashlib.sha256(engine).hexdigest().encode()
         if not stored.startswith(MAGIC) or head != expected:
-            log.warning("%s is damaged or not ours; the engine is built again", path)
+            log.warning(
+                "%s is damaged or not an engine of kp_frontend; rebuilding the engine", path
+            )
             return None
         return engine
 
     def write(self, key: Mapping[str, str], engine: bytes) -> None:
-        """Keep an engine, atomically; a folder that cannot be written is a warning, no error."""
+        """Store an engine, atomically. A folder that is not writable causes only a warning."""
         head = _words(key) + hashlib.sha256(engine).hexdigest().encode()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -72,27 +75,27 @@ class EngineCache:
             for old in engines[:-KEPT]:
                 old.unlink(missing_ok=True)
         except OSError as error:
-            log.warning("the engine could not be kept, it will be built again: %s", error)
+            log.warning("the engine could not be stored and will be rebuilt next time: %s", error)
 
     def engine(
         self, key: Mapping[str, str], build: Callable[[], bytes], load: Callable[[bytes], T]
     ) -> T:
-        """The engine of a key, from disk or built.
+        """The engine of a key, loaded from disk or built.
 
         Args:
-            key: everything that the engine depends on, in words; `backend` among it.
-            build: makes the serialised engine.
-            load: makes it ready and checks it; raises `RuntimeError` if it must not be used.
+            key: everything that the engine depends on, as text, including `backend`.
+            build: builds the serialised engine.
+            load: loads and checks it; raises `RuntimeError` if it must not be used.
 
         Raises:
-            RuntimeError: the engine that was just built is refused.
+            RuntimeError: a newly built engine fails the check.
         """
         stored = self.read(key)
         if stored is not None:
             try:
                 return load(stored)
             except RuntimeError as error:
-                log.warning("%s is not used, built again: %s", self.path(key), error)
+                log.warning("%s cannot be used, rebuilding the engine: %s", self.path(key), error)
         built = build()
         ready = load(built)
         self.write(key, built)
@@ -100,7 +103,7 @@ class EngineCache:
 
 
 def file_digest(path: str) -> str:
-    """Digest of a file: of the code that builds an engine, for the engine's key."""
+    """Digest of a file, such as the code that builds an engine, for the key of the engine."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 

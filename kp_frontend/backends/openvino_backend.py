@@ -37,20 +37,20 @@ class OpenVinoBackend:
 
 
 def unavailable() -> str | None:
-    """Why this machine cannot run it, or None."""
+    """The reason why this machine cannot run the backend, or None."""
     if importlib.util.find_spec("openvino") is None:
         return "the Python package openvino is not installed"
     return None
 
 
 def convert(module: nn.Module, example: tuple[Tensor, ...]) -> bytes:
-    """A module of fixed shapes as OpenVINO's graph and weights in one string of bytes."""
+    """Convert a module with fixed shapes to OpenVINO's graph and weights, in one byte string."""
     import openvino
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch about its own export
+        warnings.simplefilter("ignore", FutureWarning)  # from torch's own export
         model = openvino.convert_model(torch.export.export(module, example, strict=False))
-    # Converted shapes are dynamic until fixed, and cost time in every call.
+    # Converted shapes are dynamic, which costs time in every call.
     model.reshape({i: list(tensor.shape) for i, tensor in enumerate(example)})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
@@ -60,11 +60,11 @@ def convert(module: nn.Module, example: tuple[Tensor, ...]) -> bytes:
 
 
 def compile_model(stored: bytes, options: BackendOptions) -> OpenVinoBackend:
-    """Compile what `convert` gave.
+    """Compile the result of `convert`.
 
-    bf16 is taken where the processor multiplies it natively. What follows the network's last
-    convolution, and with it every coordinate, stays in fp32: OpenVINO applies the hint only to
-    what precedes it.
+    bf16 is the default if the processor supports it natively. OpenVINO applies this hint only up to
+    the last convolution of the network. Everything after it, including all coordinates, stays in
+    fp32.
     """
     import openvino
 
@@ -88,10 +88,10 @@ class _SignalStack(ctypes.Structure):
 
 
 def _drop_signal_stack() -> None:
-    """Have this thread's signals handled on its ordinary stack again.
+    """Restore the ordinary stack for the signal handlers of this thread.
 
-    OpenVINO gives the thread a signal stack little larger than the processor's registers. Python's
-    handlers overflow it: the process would die of the next signal that Python handles.
+    OpenVINO gives the thread a signal stack that is hardly larger than the processor's registers.
+    Python's handlers overflow it, so the next signal that Python handles would end the process.
     """
     if sys.platform == "linux":
         disable = 2
@@ -101,7 +101,7 @@ def _drop_signal_stack() -> None:
 def build(
     pipeline: nn.Module, example: tuple[Tensor, ...], options: BackendOptions
 ) -> OpenVinoBackend:
-    """Compile for the shapes of `example`; the conversion, which takes longest, is cached."""
+    """Compile for the shapes of `example`. The conversion, the slowest part, is cached."""
     import openvino
 
     check = check_inputs(example)

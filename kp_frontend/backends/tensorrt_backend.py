@@ -16,15 +16,15 @@ from kp_frontend.backends.agreement import check_inputs, reference, require
 from kp_frontend.backends.cuda_graph import CudaGraphStep, gpu_key, gpu_unavailable
 from kp_frontend.backends.engine_cache import file_digest
 
-MOST_KEYPOINTS = 3840  # the largest K of TensorRT's top-K layer
+MOST_KEYPOINTS = 3840  # largest K of TensorRT's top-K layer
 TYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
 class TensorRtBackend:
-    """A deserialised engine, its launch captured in a CUDA graph.
+    """A deserialised engine, launched by a CUDA graph.
 
     Raises:
-        RuntimeError: TensorRT refuses the engine, or its inputs are others than the example's.
+        RuntimeError: TensorRT rejects the engine, or its inputs differ from those of the example.
     """
 
     name = "tensorrt"
@@ -39,7 +39,7 @@ class TensorRtBackend:
             raise RuntimeError("TensorRT cannot read the engine")
         self.context = self.engine.create_execution_context()
         if self.context is None:
-            raise RuntimeError("TensorRT has no memory for the engine's context")
+            raise RuntimeError("TensorRT cannot allocate memory for the engine's context")
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         is_input = {
             name: self.engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT for name in names
@@ -47,7 +47,7 @@ class TensorRtBackend:
         self.inputs = [name for name in names if is_input[name]]
         shapes = [tuple(self.engine.get_tensor_shape(name)) for name in self.inputs]
         if shapes != [tuple(tensor.shape) for tensor in example]:
-            raise RuntimeError(f"the engine takes inputs of shapes {shapes}")
+            raise RuntimeError(f"the engine has inputs of other shapes: {shapes}")
         self.results: dict[str, Tensor] = {}
         for name in names:
             if not is_input[name]:
@@ -72,7 +72,7 @@ class TensorRtBackend:
 
 
 def unavailable() -> str | None:
-    """Why this machine cannot run it, or None."""
+    """The reason why this machine cannot run the backend, or None."""
     missing = [n for n in ("tensorrt", "torch_tensorrt") if importlib.util.find_spec(n) is None]
     if missing:
         return f"not installed: {' and '.join(missing)}"
@@ -82,10 +82,10 @@ def unavailable() -> str | None:
 def export(
     pipeline: nn.Module, example: tuple[Tensor, ...], precision: str
 ) -> torch.export.ExportedProgram:
-    """The pipeline as a graph, the network in `precision`, on the device where it is.
+    """Export the pipeline as a graph with the network in `precision`, on its current device.
 
-    TensorRT keeps the types of the graph; only the network's are lowered, so that positions and
-    probabilities stay fp32.
+    TensorRT keeps the types of the graph. Only the network uses the lower precision, so positions
+    and probabilities stay in fp32.
     """
     lowered = copy.deepcopy(pipeline)
     lowered.network.to(TYPES[precision])
@@ -95,12 +95,12 @@ def export(
 def build(
     pipeline: nn.Module, example: tuple[Tensor, ...], options: BackendOptions
 ) -> TensorRtBackend:
-    """Take the engine from the cache, or build it: some minutes, once."""
+    """Load the engine from the cache, or build it once, which takes some minutes."""
     import torch_tensorrt
 
     count = example[2].shape[0]
     if count > MOST_KEYPOINTS:
-        raise RuntimeError(f"TensorRT picks {MOST_KEYPOINTS} keypoints at most, not {count}")
+        raise RuntimeError(f"TensorRT supports at most {MOST_KEYPOINTS} keypoints, not {count}")
     precision = choose_precision(options.precision, "fp16", tuple(TYPES))
     on_gpu = copy.deepcopy(pipeline).cuda()
     check = check_inputs(example)
@@ -124,7 +124,7 @@ def build(
 
 
 def _key(pipeline: nn.Module, precision: str) -> dict[str, str]:
-    """All that an engine depends on."""
+    """Everything that an engine depends on."""
     return {
         "backend": "tensorrt",
         "pipeline": pipeline.fingerprint(),

@@ -12,7 +12,7 @@ from kp_frontend.backends import BackendOptions, choose_precision
 
 
 class TorchBackend:
-    """Runs the pipeline as it is written."""
+    """Runs the pipeline in plain torch."""
 
     name, precision = "torch", "fp32"
     images = None
@@ -28,7 +28,7 @@ class TorchBackend:
 
 
 def unavailable() -> str | None:
-    """None: torch is always there."""
+    """Always None: torch is a requirement of the package."""
     return None
 
 

@@ -1,8 +1,8 @@
-"""`kp bench`: time and memory of the front end beside its peers, in one run, interleaved.
+"""`kp bench`: time and memory of the front end and its peers, in one interleaved run.
 
-Every method sees the same stereo pair, from uint8 images to matches. Rounds go through all methods
-in turn, so that what else the machine does hits them alike; compare ratios, not times. Peak memory
-is that of a process of its own which does nothing else.
+Every method processes the same stereo pair, from uint8 images to matches. Each round runs all
+methods in turn, so that other load on the machine affects them equally. Compare ratios, not times.
+Peak memory is measured in a separate process for each method.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from kp_frontend.tools.doctor import machine
 from kp_frontend.tools.roofline import shortest_ms
 
 Call = Callable[[], object]
-FEATURES = 2048  # of ORB and SIFT; the front end has its own max_keypoints
-RATIO = 0.7  # of SIFT's FLANN matches (Lowe, 2004)
+FEATURES = 2048  # number of features of ORB and SIFT; the front end uses max_keypoints
+RATIO = 0.7  # ratio test for SIFT with FLANN (Lowe, 2004)
 GPU_ENGINES = ("tensorrt", "cuda")
-EAGER = "torch on cuda"  # plain fp32 torch on a GPU: what the GPU engines are compared with
-LONGEST = 30.0  # seconds that one slow method may take in all its rounds
+EAGER = "torch on cuda"  # plain fp32 torch on a GPU, the baseline of the GPU engines
+LONGEST = 30.0  # maximum time of one method over all rounds, seconds
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one stage of a method."""
+    """Measurements of one stage of a method."""
 
     method: str
     backend: str
@@ -65,17 +65,17 @@ class Row:
 
 @dataclass
 class Subject:
-    """Something to time: stages by name, `total` from images to matches."""
+    """A method to time: stages by name; `total` is from images to matches."""
 
     method: str
     backend: str
     precision: str
     stages: dict[str, Call]
-    roofline_ms: float | None = None  # what the machine's measured peaks allow for the network
+    roofline_ms: float | None = None  # shortest time of the network by the machine's peaks
 
 
 def bench_pair(width: int, height: int) -> np.ndarray:
-    """Middlebury's Motorcycle (from scikit-image), cut or enlarged to a size, (2, H, W) uint8."""
+    """Middlebury's Motorcycle (from scikit-image), cropped or enlarged, (2, H, W) uint8."""
     views = skimage.data.stereo_motorcycle()[:2]
     scale = max(1.0, width / views[0].shape[1], height / views[0].shape[0])
     grey = [cv2.cvtColor(view, cv2.COLOR_RGB2GRAY) for view in views]
@@ -84,9 +84,9 @@ def bench_pair(width: int, height: int) -> np.ndarray:
 
 
 class SuperPointShape(nn.Sequential):
-    """A network of SuperPoint's layers (DeTone et al., 2018), untrained: its cost, for comparison.
+    """An untrained network with SuperPoint's layers (DeTone et al., 2018), to compare its cost.
 
-    The heads are put side by side: the result is (B, 65 + 256, H/8, W/8).
+    The outputs of the heads are concatenated: (B, 65 + 256, H/8, W/8).
     """
 
     def __init__(self) -> None:
@@ -108,13 +108,13 @@ class SuperPointShape(nn.Sequential):
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 1, H, W) float in, the heads' outputs side by side out."""
+        """Maps float images (B, 1, H, W) to the concatenated outputs of the heads."""
         x = self.encoder(image / 255)
         return torch.cat([head(x) for head in self.heads], 1)
 
 
 def orb(images: np.ndarray) -> Subject:
-    """OpenCV's ORB and cross-checked brute force."""
+    """OpenCV's ORB with cross-checked brute-force matching."""
     detector = cv2.ORB_create(nfeatures=FEATURES)
     matcher = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True)
 
@@ -126,7 +126,7 @@ def orb(images: np.ndarray) -> Subject:
 
 
 def sift(images: np.ndarray) -> Subject:
-    """OpenCV's SIFT and FLANN with the ratio test."""
+    """OpenCV's SIFT with FLANN and ratio test."""
     detector = cv2.SIFT_create(nfeatures=FEATURES)
     matcher = cv2.FlannBasedMatcher({"algorithm": 1, "trees": 5}, {"checks": 50})
 
@@ -139,7 +139,7 @@ def sift(images: np.ndarray) -> Subject:
 
 
 def superpoint_shape(images: np.ndarray) -> Subject:
-    """The network alone, as plain torch runs it."""
+    """The network alone, in plain torch."""
     network = SuperPointShape().eval()
     batch = torch.from_numpy(images)[:, None].float()
 
@@ -151,7 +151,7 @@ def superpoint_shape(images: np.ndarray) -> Subject:
 
 
 def ours(method: str, backend: str, images: np.ndarray, parts: bool) -> Subject:
-    """The front end, with `parts` also its stages where the engine can be taken apart."""
+    """The front end; with `parts` also its stages, if the engine can be divided."""
     name, device = ("torch", "cuda") if backend == EAGER else (backend, "cpu")
     frontend = StereoFrontend(FrontendConfig(model=method, backend=name, device=device))
     frontend.warm_up(*images.shape[1:])
@@ -164,7 +164,7 @@ def ours(method: str, backend: str, images: np.ndarray, parts: bool) -> Subject:
 
 
 def add_parts(subject: Subject, frontend: StereoFrontend, images: np.ndarray) -> None:
-    """The network and the detection as stages of their own, and the network's roofline."""
+    """Add the network and the detection as separate stages, and the roofline of the network."""
     pipeline = StereoPipeline(frontend.network, frontend.config, *images.shape[1:]).eval()
     batch = torch.from_numpy(images)[:, None].float()
     for stage, module in (("network", Network(pipeline)), ("network+detection", Found(pipeline))):
@@ -180,14 +180,14 @@ def add_parts(subject: Subject, frontend: StereoFrontend, images: np.ndarray) ->
 
 
 class Network(nn.Module):
-    """The network of a pipeline alone; of each result one number an image leaves the device."""
+    """The network of a pipeline alone; returns one number per image for each of its results."""
 
     def __init__(self, pipeline: StereoPipeline) -> None:
         super().__init__()
         self.network, self.pad = pipeline.network, pipeline.pad
 
     def forward(self, grey: Tensor) -> tuple[Tensor, ...]:
-        """(B, 1, H, W) grey images in."""
+        """Run on grey images (B, 1, H, W)."""
         logits, features = self.network(F.pad(grey, self.pad, mode="replicate"))
         return tuple(found.float().amax((1, 2, 3)) for found in (logits, *features))
 
@@ -201,12 +201,12 @@ class Found(nn.Module):
         self.network = pipeline.network
 
     def forward(self, grey: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 1, H, W) grey images in, keypoints out."""
+        """Map grey images (B, 1, H, W) to keypoints."""
         return self.pipeline.features(grey)
 
 
 def compiled(module: nn.Module, batch: Tensor, backend: str, precision: str) -> Call | None:
-    """A part of the pipeline on a backend, ready to be called; None where it has no parts."""
+    """A part of the pipeline on a backend, ready to call; None if the backend has no parts."""
     if backend == "torch":
         engine = TorchBackend(module.eval())
     elif backend == "openvino":
@@ -217,7 +217,7 @@ def compiled(module: nn.Module, batch: Tensor, backend: str, precision: str) -> 
         on_gpu = copy.deepcopy(module).eval().cuda()
         on_gpu.network.to(cuda_backend.TYPES[precision], memory_format=torch.channels_last)
         engine = cuda_backend.CudaBackend(on_gpu, (batch,), precision)
-    else:  # TensorRT's engine is one piece
+    else:  # a TensorRT engine cannot be divided
         return None
     return lambda: engine(batch.numpy())
 
@@ -226,16 +226,16 @@ PEERS = {"orb": orb, "sift": sift, "superpoint_shape": superpoint_shape}
 
 
 def make_subject(method: str, backend: str, images: np.ndarray, parts: bool) -> Subject:
-    """A method on a backend, ready to be called."""
+    """A method on a backend, ready to call."""
     return PEERS[method](images) if method in PEERS else ours(method, backend, images, parts)
 
 
 def time_all(subjects: list[Subject], rounds: int) -> dict[tuple[int, str], list[float]]:
-    """Milliseconds of each (subject, stage), measured in turn; slow ones get fewer rounds."""
+    """Milliseconds of each (subject, stage), measured in turn, with fewer rounds for slow ones."""
     took: dict[tuple[int, str], list[float]] = {}
     for i, subject in enumerate(subjects):
         for stage, call in subject.stages.items():
-            call()  # warm
+            call()  # warm-up
             took[i, stage] = []
     for _ in track(range(rounds), description="rounds", transient=True):
         for (i, stage), times in took.items():
@@ -248,9 +248,9 @@ def time_all(subjects: list[Subject], rounds: int) -> dict[tuple[int, str], list
 
 
 def _memory_mb(name: str) -> float:
-    """Memory of this process, MiB: resident (VmRSS) or its peak (VmHWM).
+    """Memory of this process in MiB: resident (VmRSS) or peak (VmHWM).
 
-    Not from getrusage: its peak outlives exec, so a child would report its parent's.
+    getrusage is not used: its peak survives exec, so a child would report that of its parent.
     """
     status = Path("/proc/self/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith(f"{name}:"))
@@ -258,7 +258,7 @@ def _memory_mb(name: str) -> float:
 
 
 def _gpu_free_mb() -> float:
-    """Free memory of the GPU, MiB, after what a process needs to use it at all."""
+    """Free GPU memory in MiB, after the overhead of a process that uses the GPU."""
     return torch.cuda.mem_get_info()[0] / 2**20
 
 
@@ -268,7 +268,7 @@ def _memory(method: str, backend: str, size: tuple[int, int], calls: int, pipe: 
     settled = 0.0
     for i in range(calls):
         subject.stages["total"]()
-        if i == calls // 10:  # allocators have what they need by then
+        if i == calls // 10:  # allocators have settled by then
             settled = _memory_mb("VmRSS")
     pipe.send(
         {
@@ -284,11 +284,11 @@ def _memory(method: str, backend: str, size: tuple[int, int], calls: int, pipe: 
 def memory(
     method: str, backend: str, size: tuple[int, int], calls: int = 3
 ) -> dict[str, float] | None:
-    """Memory (MiB) of a process that runs a method, its libraries included; None if it dies.
+    """Memory (MiB) of a process that runs a method, including libraries; None if it crashes.
 
     Returns:
-        `calls`, `peak_mb`, resident after a tenth of the calls (`settled_mb`) and at the end, and
-        what an engine takes of the GPU's own memory (`gpu_mb`), None without one.
+        `calls`, `peak_mb`, resident memory after a tenth of the calls (`settled_mb`) and at the end
+        (`end_mb`), and the GPU memory of the engine (`gpu_mb`), None without a GPU.
     """
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
@@ -297,18 +297,18 @@ def memory(
     theirs.close()
     try:
         return mine.recv()
-    except EOFError:  # it died; its own words are on the terminal
+    except EOFError:  # it crashed; its error is on the terminal
         return None
     finally:
         child.join()
 
 
 def ratios(rows: list[Row]) -> list[dict[str, str | float | None]]:
-    """How many times longer each peer takes than each of our engines, by size.
+    """Time of each peer divided by the time of each of our engines, by size.
 
-    `eager` is plain torch on the same GPU, `after_network` the share of the call that is not the
-    network, `of_roofline` the share of the network's time that the machine's measured peaks would
-    need.
+    `eager` is plain torch on the same GPU. `after_network` is the share of the call outside the
+    network. `of_roofline` is the shortest possible time of the network by the measured peaks,
+    divided by its time.
     """
     totals = {(r.method, r.backend, r.size): r.median_ms for r in rows if r.stage == "total"}
     found = []
@@ -341,28 +341,30 @@ def run_bench(
     json_file: Path | None,
     memory_calls: int = 3,
 ) -> dict:
-    """Measure, print a table, and write `json_file` if given; returns what is in it.
+    """Measure, print a table, and write `json_file` if given; returns its content.
 
     Args:
         sizes: width and height of each size.
         methods: released networks, weights files, names of `PEERS`.
-        backends: of our networks; those that this machine cannot run are left out and said.
-        memory_calls: of each method to measure memory with; 0 leaves it out.
+        backends: for our networks; those that this machine cannot run are reported and skipped.
+        rounds: number of timed calls of each method.
+        json_file: file for the results.
+        memory_calls: number of calls of each method for the memory measurement; 0 skips it.
 
     Raises:
-        ValueError: no such method or backend.
+        ValueError: a method or backend is unknown.
     """
     console = Console()
     unknown = sorted(set(backends) - set(BACKENDS))
     if unknown:
-        raise ValueError(f"unknown backend {', '.join(unknown)}: {', '.join(BACKENDS)}")
+        raise ValueError(f"unknown backend {', '.join(unknown)}: use {', '.join(BACKENDS)}")
     usable = []
     for name in backends:
         reason = backend_module(name).unavailable()
         if reason is None:
             usable.append(name)
         else:
-            console.print(f"without {name}: {reason}")
+            console.print(f"{name} is skipped: {reason}")
     if "cuda" in usable:
         usable.append(EAGER)
     report: dict = {"machine": machine(), "rows": [], "ratios": [], "memory": []}
@@ -400,7 +402,7 @@ def _print(
     console: Console, rows: list[Row], ratio_rows: list[dict[str, str | float | None]]
 ) -> None:
     heads = ("method", "backend", "type", "size", "stage", "median ms", "95 %", "peak MiB")
-    table = Table(*heads, title="one stereo pair, images to matches")
+    table = Table(*heads, title="one stereo pair, from images to matches")
     for row in rows:
         numbers = (f"{row.median_ms:.1f}", f"{row.p95_ms:.1f}")
         peak = "" if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f}"
@@ -410,7 +412,7 @@ def _print(
         return
     names = list(ratio_rows[0])
     table = Table(
-        *names, title="peer's time / ours; shares: of our call after the network, of the roofline"
+        *names, title="time of the peer / ours; after_network, of_roofline: shares of our time"
     )
     for row in ratio_rows:
         cells = ("" if v is None else v if isinstance(v, str) else f"{v:.2f}" for v in row.values())

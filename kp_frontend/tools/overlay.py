@@ -1,4 +1,4 @@
-"""Matches drawn on an image, coloured by depth."""
+"""Draws matches on an image, coloured by depth."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import numpy as np
 
 
 def draw_matches(grey: np.ndarray, xy: np.ndarray, near: np.ndarray, scale: int = 1) -> np.ndarray:
-    """An image with a dot for each match, red for near and blue for far.
+    """Draw a dot for each match, red for near and blue for far.
 
     Args:
         grey: (H, W) uint8.
         xy: (M, 2) pixels.
-        near: (M,) how near, 0 (far) to 1; no dot where NaN.
-        scale: by which the image is enlarged.
+        near: (M,) closeness, 0 (far) to 1 (near); NaN draws no dot.
+        scale: factor by which the image is enlarged.
 
     Returns:
         (scale * H, scale * W, 3) uint8, BGR.

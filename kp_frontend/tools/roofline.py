@@ -1,8 +1,8 @@
-"""How near a network's time is to what the machine could do (Williams et al., "Roofline", 2009).
+"""Roofline model: the shortest time that the machine allows for a network.
 
-Operations and bytes of the convolutions and matrix products are counted as they run; everything
-between them is taken as fused into them, so it costs nothing. The machine's peaks are measured in
-the same run: a large matrix product and a large copy.
+See Williams et al., "Roofline", 2009. Operations and bytes of the convolutions and matrix products
+are counted as they run. All other operations are assumed to be fused into them at no cost. The
+peaks of the machine are measured in the same run, by a large matrix product and a large copy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 HEAVY = {"convolution", "mm", "addmm", "bmm", "baddbmm"}
-SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices that measure the peak
+SIDE = {"cpu": 2048, "cuda": 8192}  # size of the square matrices that measure the peak
 REPEATS = 10
 
 
@@ -42,7 +42,7 @@ class Traffic(TorchDispatchMode):
 
 
 def count(network: nn.Module, image: Tensor) -> tuple[int, int]:
-    """Operations (a multiply-add is two) and bytes of one call."""
+    """Number of operations (a multiply-add counts as two) and bytes of one call."""
     flops, traffic = FlopCounterMode(display=False), Traffic()
     with torch.inference_mode(), traffic, flops:
         network(image)
@@ -65,7 +65,7 @@ def _seconds(call: Callable[[], object], device: str) -> float:
 
 @functools.cache
 def peaks(device: str, dtype: torch.dtype) -> tuple[float, float]:
-    """Operations a second of a large matrix product, and bytes a second of a large copy."""
+    """Operations per second of a large matrix product, and bytes per second of a large copy."""
     side = SIDE[device]
     a = torch.randn(side, side, device=device).to(dtype)
     out = torch.empty_like(a)
@@ -77,7 +77,7 @@ def peaks(device: str, dtype: torch.dtype) -> tuple[float, float]:
 
 
 def shortest_ms(network: nn.Module, image: Tensor) -> float:
-    """The time that the measured peaks allow for one call, in the types of the network."""
+    """Shortest time of one call, in milliseconds, by the measured peaks and the network's type."""
     operations, moved = count(network, image)
     dtype = next(network.parameters()).dtype
     most_operations, most_bytes = peaks(image.device.type, dtype)
