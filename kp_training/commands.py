@@ -45,7 +45,7 @@ def _label(arguments: argparse.Namespace) -> None:
             images, arguments.out, detector=arguments.detector, **amount
         )
     for reason in other_images(files_below(images)):
-        print(f"left out: {reason}")
+        print(f"skipped: {reason}")
     for path in unreadable:
         print(f"skipped, not readable: {path}")
     print(f"{len(labels)} images, {len(labels.xy)} keypoints written to {arguments.out}")

@@ -1,4 +1,4 @@
-"""Image files of a folder: links are followed, and what OpenCV does not read is counted."""
+"""Finds the image files of a folder. Links are followed; unsupported formats are counted."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 import cv2
 
 ALWAYS = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".pnm", ".tif", ".tiff")
-# Whether OpenCV has these depends on how it was built; it only tells for writing.
+# Support for these depends on the build of OpenCV, which reports it only for writing.
 SOMETIMES = (".webp", ".gif", ".avif", ".jp2")
 IMAGE_SUFFIXES = frozenset((*ALWAYS, *(s for s in SOMETIMES if cv2.haveImageWriter(f"image{s}"))))
-# Images that are not in Python's table of types.
+# Image formats that are missing in Python's table of types.
 MORE_IMAGES = (".heic", ".heif", ".avif", ".webp", ".jxl", ".exr", ".dng", ".cr2", ".nef", ".arw")
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file's name says that it is an image which OpenCV reads."""
+    """Whether the suffix of a file is that of an image that OpenCV can read."""
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def folders_below(folder: Path) -> list[Path]:
-    """A folder and all folders below it, those behind links too, each once; sorted."""
+    """A folder and all its subfolders, including those behind links, each once, sorted."""
     found, seen = [], set()
     for place, names, _ in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:
-            names.clear()  # a link that leads back
+            names.clear()  # a link to a folder that was already visited
             continue
         seen.add(real)
         found.append(Path(place))
@@ -36,17 +36,18 @@ def folders_below(folder: Path) -> list[Path]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files below a folder, those behind links too; sorted."""
+    """All files below a folder, including those behind links, sorted."""
     return sorted(p for place in folders_below(folder) for p in place.iterdir() if p.is_file())
 
 
 def other_images(paths: list[Path]) -> list[str]:
-    """Which of some files are images that OpenCV does not read, counted by their suffix."""
+    """Lines of text that count the images that OpenCV cannot read, by suffix."""
     others: Counter[str] = Counter()
     for path in paths:
         kind = mimetypes.guess_type(path.name)[0] or ""
         if not is_image(path) and (kind.startswith("image/") or path.suffix.lower() in MORE_IMAGES):
             others[path.suffix.lower()] += 1
     return [
-        f"{count} {suffix} files: OpenCV does not read them" for suffix, count in others.items()
+        f"{count} {suffix} files: OpenCV cannot read this format"
+        for suffix, count in others.items()
     ]

@@ -291,7 +291,7 @@ def _labels(images: Path, out: Path) -> Labels:
         return load_labels(images, out / "labels.npz")
     labels, unreadable = label_folder(images, out / "labels.npz")
     for reason in other_images(files_below(images)):
-        print(f"left out: {reason}")
+        print(f"skipped: {reason}")
     for path in unreadable:
         print(f"skipped, not readable: {path}")
     print(f"{len(labels)} images, {len(labels.xy) / len(labels):.0f} keypoints per image")

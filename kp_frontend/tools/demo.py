@@ -1,9 +1,9 @@
-"""`kp demo`: a real stereo pair with ground truth, replayed as a stream through the real node.
+"""`kp demo`: streams a real stereo pair with ground truth through the real node.
 
-Three processes over DDS: a replay that publishes images and camera_info, the node, and this one,
-which listens, records a bag and compares what came with the ground truth. The pair is Middlebury
-2014 "Motorcycle" (Scharstein et al., 2014), which scikit-image carries; a 640x480 window pans over
-it, so every frame differs and has a camera_info of its own.
+Three processes communicate over DDS: a replay that publishes images and camera_info, the node, and
+this process, which records a bag and compares the features with the ground truth. The pair is
+Middlebury 2014 "Motorcycle" (Scharstein et al., 2014) from scikit-image. A 640x480 window pans over
+it, so every frame is different and has its own camera_info.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from kp_frontend.ros.processes import check_alive, private_environment, process
 from kp_frontend.tools.overlay import draw_matches
 
 WIDTH, HEIGHT = 640, 480
-# The pair's calibration, from its release (quarter size).
+# Calibration of the pair, from its release (quarter size).
 FOCAL, CX, CY, BASELINE, OFFSET = 994.978, 311.193, 254.877, 0.193001, 31.086
 TOPICS = {
     "left/image": Image,
@@ -48,12 +48,12 @@ TOPICS = {
     "right/camera_info": CameraInfo,
     "kp_frontend/features": StereoFeaturesMsg,
 }
-NODE_START_SECONDS = 180.0  # the engine is compiled at start
+NODE_START_SECONDS = 180.0  # includes building the engine
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A rectified grey pair and its true left disparity, NaN where unknown."""
+    """A rectified grey pair and the true disparity of the left image, NaN where unknown."""
 
     left: np.ndarray
     right: np.ndarray
@@ -69,7 +69,7 @@ def load_pair() -> Pair:
 
 
 def window_place(frame: int, pair: Pair) -> tuple[int, int]:
-    """Top left corner (x, y) of the window in a frame: a slow ellipse over the pair."""
+    """Top left corner (x, y) of the window in a frame. It moves on an ellipse over the pair."""
     height, width = pair.left.shape
     angle = 2 * math.pi * frame / 100
     x = (width - WIDTH) * (1 - math.cos(angle)) / 2
@@ -91,7 +91,7 @@ def camera_infos(x: int, y: int) -> tuple[CameraInfo, CameraInfo]:
 
 
 def replay(frames: int, rate: float) -> None:
-    """Publish the stream, once somebody listens to both images; the replay process's main job."""
+    """Publish the stream once both images have subscribers. Runs in the replay process."""
     rclpy.init()
     node = Node("replay")
     publishers = {t: node.create_publisher(TOPICS[t], t, 10) for t in list(TOPICS)[:4]}
@@ -99,7 +99,7 @@ def replay(frames: int, rate: float) -> None:
     expected = int(os.environ.get("KP_DEMO_LISTENERS", "1"))
     while min(p.get_subscription_count() for p in publishers.values()) < expected:
         time.sleep(0.1)
-    time.sleep(0.5)  # both ends of every connection know each other by now
+    time.sleep(0.5)  # until both ends of every connection are discovered
     begin = time.monotonic()
     for frame in range(frames):
         time.sleep(max(0.0, begin + frame / rate - time.monotonic()))
@@ -119,7 +119,7 @@ def replay(frames: int, rate: float) -> None:
 
 
 class Listener(Node):
-    """Receives everything as raw bytes, for the bag, and reads what the report needs."""
+    """Records all topics as raw bytes for the bag, and parses the messages for the report."""
 
     def __init__(self) -> None:
         super().__init__("demo_listener")
@@ -146,7 +146,7 @@ class Listener(Node):
 
 
 def nanoseconds(stamp: TimeMsg) -> int:
-    """A stamp as one number."""
+    """A time stamp in nanoseconds."""
     return stamp.sec * 1_000_000_000 + stamp.nanosec
 
 
@@ -154,10 +154,10 @@ def run_demo(out: Path, frames: int = 100, rate: float = 10.0) -> dict:
     """Run the demo and write overlay.png, stream.gif, bag and demo.json to `out`.
 
     Returns:
-        The numbers of the table, as in demo.json.
+        The content of demo.json.
 
     Raises:
-        RuntimeError: the node or the replay ended early, or no features came.
+        RuntimeError: the node or the replay ended early, or no features were received.
     """
     console = Console()
     out.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,8 @@ def run_demo(out: Path, frames: int = 100, rate: float = 10.0) -> dict:
     parameters = str(share_folder() / "config" / "stereo.yaml")
     node_command = (
         *("kp_frontend.ros.node", "--ros-args", "--params-file", parameters),
-        *("-p", "reliable:=true"),  # what the table counts is then the node, not the network
+        # The transport then loses nothing, so the table counts drops of the node.
+        *("-p", "reliable:=true"),
     )
     replay_command = ("kp_frontend.tools.demo", "--frames", str(frames), "--rate", str(rate))
     begin = time.monotonic()
@@ -188,22 +189,22 @@ def run_demo(out: Path, frames: int = 100, rate: float = 10.0) -> dict:
                 raise RuntimeError(f"the node is not ready after {NODE_START_SECONDS:.0f} s")
         if replay.returncode != 0:
             check_alive(replay, out / "replay.log", "the replay")
-        settled = time.monotonic() + 2.5  # the last pairs, and one more report of the counters
+        settled = time.monotonic() + 2.5  # for the last pairs and one more diagnostics message
         while time.monotonic() < settled:
             rclpy.spin_once(listener, timeout_sec=0.1)
         check_alive(node, out / "node.log", "the node")
     listener.destroy_node()
     rclpy.try_shutdown()
     if not listener.results:
-        raise RuntimeError(f"no features came; the node's words are in {out / 'node.log'}")
+        raise RuntimeError(f"no features were received; see the node's log, {out / 'node.log'}")
     numbers = measure(listener, frames)
     draw(listener, out)
     write_bag(listener, out / "bag")
     (out / "demo.json").write_text(json.dumps(numbers, indent=1) + "\n")
     console.print(table(numbers))
     console.print(
-        f"Look at {out / 'overlay.png'} (matches by depth), {out / 'stream.gif'} (the stream) and "
-        f"{out / 'bag'} (ros2 bag info {out / 'bag'}).",
+        f"See {out / 'overlay.png'} (matches coloured by depth), {out / 'stream.gif'} (the stream) "
+        f"and {out / 'bag'} (ros2 bag info {out / 'bag'}).",
         soft_wrap=True,
     )
     return numbers
@@ -213,7 +214,7 @@ def true_disparity(message: StereoFeaturesMsg, pair: Pair) -> np.ndarray:
     """Ground truth at the left keypoint of each match, (M,), NaN where unknown."""
     x = np.array(message.left.x)[message.left_index]
     y = np.array(message.left.y)[message.left_index]
-    # The window's place follows from the principal point.
+    # The position of the window follows from the principal point.
     column = np.rint(x + CX - message.cx).astype(int)
     row = np.rint(y + CY - message.cy).astype(int)
     height, width = pair.disparity.shape
@@ -221,7 +222,7 @@ def true_disparity(message: StereoFeaturesMsg, pair: Pair) -> np.ndarray:
 
 
 def measure(listener: Listener, frames: int) -> dict:
-    """The numbers of the table, from what was received."""
+    """Compute the numbers of the table from the received messages."""
     pair = load_pair()
     errors, depth_errors = [], []
     for _, message in listener.results:
@@ -261,7 +262,7 @@ def measure(listener: Listener, frames: int) -> dict:
 
 
 def table(numbers: dict) -> Table:
-    """The numbers for a reader."""
+    """The numbers as a table."""
     dropped = ", ".join(f"{n} {why}" for why, n in numbers["pairs_dropped"].items() if n)
     rows = {
         "pairs sent": numbers["pairs_sent"],
@@ -274,7 +275,7 @@ def table(numbers: dict) -> Table:
         "matches within 1 px of ground truth": f"{numbers['matches_within_1px']:.1%}",
         "disparity error (median)": f"{numbers['disparity_error_px']:.2f} px",
         "depth error (median)": f"{numbers['depth_error']:.2%}",
-        "latency, stamp to features": f"median {numbers['latency_ms']['median']:.0f} ms, "
+        "latency, time stamp to features": f"median {numbers['latency_ms']['median']:.0f} ms, "
         f"95 % {numbers['latency_ms']['p95']:.0f} ms",
         "frame rate": f"{numbers['frame_rate_hz']:.1f} Hz",
     }
@@ -285,10 +286,10 @@ def table(numbers: dict) -> Table:
 
 
 def overlay(image: np.ndarray, message: StereoFeaturesMsg) -> np.ndarray:
-    """The left image with each match coloured by depth, near red to far blue, BGR."""
+    """The left image with each match coloured by depth, red (near) to blue (far), BGR."""
     xy = np.column_stack([message.left.x, message.left.y])[message.left_index]
     depth = np.array(message.points).reshape(-1, 3)[:, 2]
-    low, high = 1 / 6.0, 1 / 2.0  # 1 / metres: what the scene spans
+    low, high = 1 / 6.0, 1 / 2.0  # 1 / metres: depth range of the scene
     canvas = draw_matches(image, xy, (1 / depth - low) / (high - low), scale=2)
     text = (
         f"{len(depth)} matches, red {1 / high:.0f} m and nearer, blue {1 / low:.0f} m and farther"
@@ -301,7 +302,7 @@ def overlay(image: np.ndarray, message: StereoFeaturesMsg) -> np.ndarray:
 
 
 def draw(listener: Listener, out: Path) -> None:
-    """Write overlay.png, of a frame in the middle, and stream.gif, of all."""
+    """Write overlay.png of a frame in the middle, and stream.gif of all frames."""
     images = {}
     for topic, _, raw in listener.recorded:
         if topic == "left/image":
@@ -314,7 +315,7 @@ def draw(listener: Listener, out: Path) -> None:
         if nanoseconds(m.header.stamp) in images
     ]
     if not views:
-        raise RuntimeError("none of the images that the features belong to was received")
+        raise RuntimeError("none of the images of the features was received")
     cv2.imwrite(str(out / "overlay.png"), views[len(views) // 2])
     frames = [
         PilImage.fromarray(cv2.cvtColor(cv2.resize(view, (WIDTH, HEIGHT)), cv2.COLOR_BGR2RGB))
@@ -326,8 +327,8 @@ def draw(listener: Listener, out: Path) -> None:
 
 
 def write_bag(listener: Listener, folder: Path) -> None:
-    """Write what was received, inputs and outputs, as a bag: a folder with an MCAP file."""
-    from rosbags.rosbag2 import StoragePlugin, Writer  # only here: the node needs no bags
+    """Write all received messages, inputs and outputs, to a bag: a folder with an MCAP file."""
+    from rosbags.rosbag2 import StoragePlugin, Writer  # imported late: only the demo writes bags
 
     store = typestore()
     if (folder / "metadata.yaml").is_file():  # a bag of an earlier run
@@ -347,7 +348,7 @@ def write_bag(listener: Listener, folder: Path) -> None:
 
 def main() -> None:
     """Entry point of the replay process."""
-    parser = argparse.ArgumentParser(description="Publish the demo's stereo stream.")
+    parser = argparse.ArgumentParser(description="Publish the stereo stream of the demo.")
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--rate", type=float, default=10.0, help="Hz")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""`kp doctor`: what this machine has, which backend is taken and why; for bug reports."""
+"""`kp doctor`: hardware and software of this machine, and its backends; for bug reports."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from kp_frontend.pipeline import StereoPipeline
 
 PACKAGES = ("numpy", "opencv-python-headless", "torch", "openvino", "tensorrt", "torch_tensorrt")
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "asimddp", "bf16")
-CALLS = 10  # of a backend, for its latency
+CALLS = 10  # number of calls of a backend to measure its latency
 
 
 def machine() -> dict[str, str]:
-    """What this machine has, in words."""
+    """Hardware and package versions of this machine, as text."""
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     lines = dict(line.split(":", 1) for line in cpu.splitlines() if ":" in line)
     lines = {name.strip(): value.strip() for name, value in lines.items()}
@@ -39,7 +39,7 @@ def machine() -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "processor": lines.get("model name", platform.machine()),
         "cores": str(len(os.sched_getaffinity(0))),
-        "features": " ".join(f for f in FEATURES if f in flags) or "none of note",
+        "features": " ".join(f for f in FEATURES if f in flags) or "none listed",
         "memory": f"{memory:.0f} GiB",
         "GPU": "none that torch can use",
     }
@@ -55,15 +55,15 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         pass
-    if package == "opencv-python-headless":  # a robot's OpenCV comes from its distribution
+    if package == "opencv-python-headless":  # on a robot, OpenCV comes from the distribution
         return cv2.__version__
     return "not installed"
 
 
 def ros() -> dict[str, str]:
-    """What there is of ROS, in words."""
+    """The ROS installation, as text."""
     if importlib.util.find_spec("rclpy") is None:
-        return {"ROS": "rclpy is not found: source a ROS 2 installation, or run `make setup`"}
+        return {"ROS": "rclpy not found: source a ROS 2 installation or run `make setup`"}
     import rclpy
 
     from kp_frontend.ros import standins
@@ -78,7 +78,8 @@ def ros() -> dict[str, str]:
         "ROS": os.environ.get("ROS_DISTRO") or (f"{wheel.name} {wheel.version}" if wheel else "?"),
         "RMW": rclpy.get_rmw_implementation_identifier(),
         "ROS_DOMAIN_ID": os.environ.get("ROS_DOMAIN_ID", "0"),
-        "Fast DDS profile": profile or "none: 1080p images may be lost; the launch files set one",
+        "Fast DDS profile": profile
+        or "none: 1080p images can be lost (the launch files set a profile)",
     }
     if Path("/dev/shm").is_dir():
         found["shared memory"] = f"{shutil.disk_usage('/dev/shm').free / 2**20:.0f} MiB free"
@@ -89,7 +90,7 @@ def ros() -> dict[str, str]:
 
 
 def examine(model: str, height: int, width: int) -> list[dict[str, str | float | None]]:
-    """For each backend whether it can be used, how well it agrees, and how long a call takes."""
+    """For each backend: availability, agreement with the reference, and time of a call."""
     frontend = StereoFrontend(FrontendConfig(model=model))
     pipeline = StereoPipeline(frontend.network, frontend.config, height, width).eval()
     inputs = (check_images(height, width), *frontend.blank_inputs(width))
@@ -121,13 +122,14 @@ def examine(model: str, height: int, width: int) -> list[dict[str, str | float |
 
 
 def run_doctor(model: str, size: tuple[int, int]) -> dict:
-    """Print the report; returns it as it goes into JSON.
+    """Print the report; returns it for JSON.
 
     Args:
+        model: network name or weights file.
         size: width and height of the images for the latency.
 
     Raises:
-        ValueError: weights that cannot be used.
+        ValueError: the weights cannot be used.
     """
     console = Console()
     width, height = size
@@ -139,10 +141,8 @@ def run_doctor(model: str, size: tuple[int, int]) -> dict:
         console.print(table)
     usable = [row["backend"] for row in report["backends"] if row["ms"] is not None]
     report["auto"] = usable[0]
-    title = f"{model}, a {width}x{height} pair; auto takes {usable[0]}"
-    table = Table(
-        "backend", "precision", "start s", "call ms", "agreement, or why not", title=title
-    )
+    title = f"{model}, one {width}x{height} pair; auto selects {usable[0]}"
+    table = Table("backend", "precision", "start s", "call ms", "agreement or reason", title=title)
     for row in report["backends"]:
         cells = (row["backend"], row["precision"], row.get("start_s"), row["ms"], row["state"])
         table.add_row(*("" if cell is None else str(cell) for cell in cells))

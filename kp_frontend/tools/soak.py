@@ -1,8 +1,8 @@
-"""`kp soak`: a long stream with random faults through the real node, and a balance at the end.
+"""`kp soak`: streams images with random faults through the real node and checks the result.
 
-The faults are those of real rigs: broken messages, a camera that stops, clocks that jump, bursts, a
-driver that restarts, viewers that come and go, parameters that change. At the end every image must
-be accounted for, latency must have stayed within two frame times, and memory must not have grown.
+The faults are those of real rigs: broken messages, a camera that stops, clock jumps, bursts, a
+driver that restarts, viewers that subscribe and unsubscribe, parameter changes. At the end, every
+image must be counted, latency must be within two frame times, and memory must not have grown.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from kp_frontend.tools.demo import HEIGHT, WIDTH, camera_infos, load_pair, windo
 TOPICS = {f"{side}/{name}": kind for side in ("left", "right")
           for name, kind in (("camera_info", CameraInfo), ("image", Image))}  # fmt: skip
 NODE_START = 180.0  # seconds until the node must have subscribed
-NODE_END = 2.0  # seconds in which it must end when interrupted
-MOST_GROWTH = 0.01  # of the node's memory, judged in runs of LONG minutes and more
-LONG, SETTLED = 5.0, 60.0  # minutes; seconds after which memory is first measured in them
+NODE_END = 2.0  # maximum time to end after an interrupt, seconds
+MOST_GROWTH = 0.01  # maximum growth of the node's memory, checked in runs of at least LONG minutes
+LONG, SETTLED = 5.0, 60.0  # minutes; seconds before the first memory measurement in such runs
 
 
 def _cut(image: Image) -> None:
@@ -57,7 +57,7 @@ def _absurd(image: Image) -> None:
 
 
 def _recode(encoding: str, channels: int) -> Callable[[Image], None]:
-    """The same picture in another encoding, `channels` bytes a pixel."""
+    """Change the encoding of an image, with `channels` bytes per pixel."""
 
     def spoil(image: Image) -> None:
         pixels = np.frombuffer(image.data, np.uint8)
@@ -81,7 +81,7 @@ def _stamp(sec: int, nanosec: int) -> Callable[[Image], None]:
     return spoil
 
 
-# What a camera may send that is no image: each must be counted as bad.
+# Invalid images: each must be counted as bad.
 BAD = {
     "an unknown encoding": _set("encoding", "nonsense"),
     "no encoding": _set("encoding", ""),
@@ -92,9 +92,9 @@ BAD = {
     "a step that is too small": _set("step", 8),
     "a height that does not fit": _set("height", 10_000),
     "a negative stamp": _stamp(-5, 0),
-    "a stamp that is no time": _stamp(5, 4_000_000_000),
+    "an invalid stamp": _stamp(5, 4_000_000_000),
 }
-# What it may send instead of mono8: each must be processed.
+# Valid images in other encodings than mono8: each must be processed.
 GOOD = {
     "bgr8": _recode("bgr8", 3),
     "rgba8": _recode("rgba8", 4),
@@ -105,7 +105,7 @@ GOOD = {
 
 
 class Camera:
-    """A stereo camera's driver: a DDS participant of its own."""
+    """The driver of a stereo camera, with its own DDS participant."""
 
     def __init__(self) -> None:
         self.context = rclpy.Context()
@@ -114,17 +114,17 @@ class Camera:
         self.publishers = {t: self.node.create_publisher(k, t, 10) for t, k in TOPICS.items()}
 
     def heard(self) -> bool:
-        """Whether somebody subscribes to everything."""
+        """Whether all topics have a subscriber."""
         return all(p.get_subscription_count() for p in self.publishers.values())
 
     def close(self) -> None:
         """Leave DDS."""
         self.node.destroy_node()
-        self.context.try_shutdown()  # an interrupt has ended it already
+        self.context.try_shutdown()  # an interrupt may already have ended it
 
 
 class Soak:
-    """The stream and its faults, and what came of them."""
+    """The stream, its faults and the counted results."""
 
     def __init__(self, rate: float, seed: int) -> None:
         self.rate, self.random = rate, random.Random(seed)
@@ -138,12 +138,12 @@ class Soak:
         self.parameters = AsyncParameterClient(self.node, "kp_frontend")
         self.viewers: list = []
         self.frame = 0
-        self.clock_offset = 0  # ns, of the cameras' clock
+        self.clock_offset = 0  # offset of the cameras' clock, ns
         self.left_only_until = self.silent_until = 0.0
-        self.sent: dict[int, float] = {}  # stamp -> monotonic time
+        self.sent: dict[int, float] = {}  # time stamp -> monotonic time
         self.images_sent = 0
         self.latency: list[float] = []
-        self.work: list[float] = []  # ms of each pair in the node
+        self.work: list[float] = []  # processing time of each pair in the node, ms
         self.sequences: list[int] = []
         self.counts: dict[str, int] = {}
         self.faults: Counter[str] = Counter()
@@ -169,7 +169,7 @@ class Soak:
                 self.errors.append(f"counters do not balance: {values}")
 
     def send(self, spoil: Callable[[Image], None] | None = None, both: bool = False) -> None:
-        """Publish the next pair; `spoil` changes its left image, or both."""
+        """Publish the next pair. `spoil` changes its left image, or both images."""
         self.frame += 1
         x, y = window_place(self.frame, self.pair)
         stamp = time.time_ns() + self.clock_offset
@@ -191,7 +191,7 @@ class Soak:
             del self.sent[next(iter(self.sent))]
 
     def fault(self) -> None:
-        """Do one thing that goes wrong on robots."""
+        """Inject one random fault."""
         name = self.random.choice(
             ("bad", "other encoding", "lonely image", "jump", "burst", "one camera stops",
              "both stop", "driver restarts", "viewers", "parameter")
@@ -233,7 +233,7 @@ class Soak:
             self.parameters.set_parameters([Parameter("score_threshold", value=value)])
 
     def stream(self, seconds: float, pid: int, tick: Callable[[float], None]) -> None:
-        """Send pairs at the rate for a time, with a fault every 2 seconds or so."""
+        """Send pairs at the rate for a time, with a fault about every 2 seconds."""
         begin = time.monotonic()
         next_pair = next_fault = begin
         while (now := time.monotonic()) < begin + seconds:
@@ -250,7 +250,7 @@ class Soak:
         self.left_only_until = 0.0
 
     def wait(self, ready: Callable[[], bool], seconds: float) -> bool:
-        """Handle messages until something is so, or the time is up."""
+        """Handle messages until `ready` returns true or the time is up; return `ready()`."""
         end = time.monotonic() + seconds
         while not ready() and time.monotonic() < end:
             self.executor.spin_once(timeout_sec=0.1)
@@ -264,7 +264,7 @@ class Soak:
 
 
 def rss_mb(pid: int) -> float:
-    """Resident memory of a process, MB; NaN when it is gone."""
+    """Resident memory of a process in MB; NaN if it has ended."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, IndexError):
@@ -275,15 +275,16 @@ def rss_mb(pid: int) -> float:
 def run_soak(
     minutes: float, json_file: Path | None = None, rate: float = 10.0, seed: int = 0
 ) -> dict:
-    """Stream for some minutes and check.
+    """Stream for some minutes and check the result.
 
     Args:
-        json_file: where the result is written.
-        rate: pairs a second, but for bursts and pauses.
-        seed: of the faults.
+        minutes: duration.
+        json_file: file for the result.
+        rate: pairs per second, except during bursts and pauses.
+        seed: seed of the faults.
 
     Returns:
-        The result as in the file; `errors` is empty if all is well.
+        The content of the file. `errors` is empty if all checks pass.
 
     Raises:
         RuntimeError: the node did not start.
@@ -320,12 +321,12 @@ def run_soak(
 
 
 def _balance(soak: Soak, node: subprocess.Popen, minutes: float, seconds: float) -> dict:
-    """End the node and add up."""
+    """Stop the node and check the counters."""
     errors = soak.errors
     if node.poll() is not None:
         errors.append(f"the node died with status {node.returncode}")
     else:
-        # The last pair makes the synchroniser give up what is older.
+        # The last pair makes the synchroniser drop older images.
         soak.clock_offset += 100 * 10**9
         soak.send()
         last = max(soak.sequences, default=-1)
@@ -338,7 +339,7 @@ def _balance(soak: Soak, node: subprocess.Popen, minutes: float, seconds: float)
         try:
             node.wait(10)
         except subprocess.TimeoutExpired:
-            errors.append("the node does not end when interrupted")
+            errors.append("the node does not end after an interrupt")
         took = time.monotonic() - interrupted
         if took > NODE_END:
             errors.append(f"the node took {took:.1f} s to end")
@@ -348,18 +349,18 @@ def _balance(soak: Soak, node: subprocess.Popen, minutes: float, seconds: float)
     dropped = {k.removeprefix("dropped_"): v for k, v in counts.items() if k.startswith("dropped_")}
     received, processed = counts.get("received", 0), counts.get("processed", 0)
     if received != processed + sum(dropped.values()):
-        errors.append("received is not processed + dropped")
+        errors.append("received differs from processed + dropped")
     if received > soak.images_sent:
         errors.append(f"{received} images received, only {soak.images_sent} sent")
     if soak.sequences and processed != 2 * (soak.sequences[-1] + 1):
         errors.append(f"{processed} images processed, the last sequence is {soak.sequences[-1]}")
     if not soak.latency:
-        errors.append("no features came")
+        errors.append("no features were received")
     latency, work = np.array(soak.latency or [math.nan]), np.array(soak.work or [math.nan])
     p50, p95, worst = (round(float(v), 1) for v in np.percentile(latency, (50, 95, 100)))
     frame = max(1e3 / soak.rate, float(np.percentile(work, 95)))
     if p95 > 2 * frame:
-        errors.append(f"latency: 95 % within {p95} ms, more than two frame times of {frame:.0f} ms")
+        errors.append(f"95 % latency is {p95} ms, more than two frame times of {frame:.0f} ms")
     start, end = _memory(soak.rss, minutes)
     if minutes >= LONG and end > (1 + MOST_GROWTH) * start:
         errors.append(f"memory grew from {start:.0f} to {end:.0f} MB")
@@ -379,7 +380,7 @@ def _balance(soak: Soak, node: subprocess.Popen, minutes: float, seconds: float)
 
 
 def _memory(samples: list[tuple[float, float]], minutes: float) -> tuple[float, float]:
-    """Memory at the start and at the end: medians over a tenth of the run, once settled."""
+    """Memory at the start and at the end: medians over a tenth of the run, after settling."""
     times, values = np.array(samples or [(0.0, math.nan)]).T
     begin = SETTLED if minutes >= LONG else 0.0
     span = 6.0 * minutes
@@ -390,7 +391,7 @@ def _memory(samples: list[tuple[float, float]], minutes: float) -> tuple[float, 
 
 
 def table(result: dict) -> Table:
-    """The result for a reader."""
+    """The result as a table."""
     dropped = ", ".join(f"{n} {why}" for why, n in result["dropped"].items() if n)
     latency = result["latency_ms"]
     rows = {

@@ -1,4 +1,4 @@
-"""Calibration files: of ROS's camera_calibration, and EuRoC's sensor.yaml."""
+"""Reads calibration files: those of ROS's camera_calibration, and EuRoC's sensor.yaml."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def find_yaml(folder: Path, name: str) -> Path | None:
 
 
 def read_yaml(path: Path) -> Any:
-    """A YAML file, also as OpenCV writes it, with a header and tags that are no YAML of others.
+    """Read a YAML file. OpenCV's header and tags, which are not standard YAML, are accepted.
 
     Raises:
         ValueError: it cannot be parsed.
@@ -40,7 +40,7 @@ def ros_cameras(folder: Path) -> tuple[Camera, Camera] | None:
     """The cameras of left.yaml and right.yaml (or .yml) in a folder; None if it has neither.
 
     Raises:
-        ValueError: one of the two is missing, or is no calibration.
+        ValueError: one of the two files is missing or invalid.
     """
     paths = [find_yaml(folder, side) for side in ("left", "right")]
     if paths == [None, None]:
@@ -55,12 +55,12 @@ def ros_cameras(folder: Path) -> tuple[Camera, Camera] | None:
 
 
 def ros_camera(path: Path) -> Camera:
-    """A camera from the file of ROS's camera_calibration.
+    """Read a camera from a file of ROS's camera_calibration.
 
-    A file without distortion_model is of a plumb_bob, as ROS's own parser has it.
+    A file without distortion_model is read as plumb_bob, as by ROS's own parser.
 
     Raises:
-        ValueError: it is no such file, or its numbers are no calibration.
+        ValueError: the file is not a camera calibration, or its values are invalid.
     """
     text = read_yaml(path)
     try:
@@ -86,7 +86,7 @@ def ros_camera(path: Path) -> Camera:
 def _number(text: dict, name: str) -> int:
     value = text.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise ValueError(f"{name} is {'missing' if value is None else 'no number of pixels'}")
+        raise ValueError(f"{name} is {'missing' if value is None else 'not a number of pixels'}")
     return value
 
 
@@ -100,7 +100,7 @@ def _values(text: dict, name: str) -> np.ndarray:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{name} has no numbers") from error
     if not np.isfinite(values).all():
-        raise ValueError(f"{name} has numbers that are not finite")
+        raise ValueError(f"{name} has non-finite numbers")
     return values.reshape(-1)
 
 
@@ -112,19 +112,19 @@ def _matrix(text: dict, name: str, shape: tuple[int, int]) -> np.ndarray:
 
 
 def euroc_cameras(left: Path, right: Path) -> tuple[Camera, Camera, np.ndarray]:
-    """Raw cameras of two sensor.yaml with the rectification that OpenCV's stereoRectify gives.
+    """Raw cameras of two sensor.yaml files, with the rectification of OpenCV's stereoRectify.
 
     Returns:
-        Both cameras, and the pose (4, 4) of the left one in the body.
+        Both cameras, and the pose (4, 4) of the left camera in the body frame.
 
     Raises:
-        ValueError: a file is no such calibration, or they are not of one rig.
+        ValueError: a file is not a calibration, or the two belong to different rigs.
     """
     found = [_euroc_sensor(path) for path in (left, right)]
     (k0, d0, model, size, pose0), (k1, d1, other, other_size, pose1) = found
     fisheye = model in FISHEYE_MODELS
     if fisheye != (other in FISHEYE_MODELS) or size != other_size:
-        raise ValueError(f"{left} and {right} differ in size or kind of lens")
+        raise ValueError(f"{left} and {right} differ in image size or lens model")
     right_from_left = np.linalg.inv(pose1) @ pose0
     turn, way = right_from_left[:3, :3], right_from_left[:3, 3]
     try:
@@ -146,14 +146,14 @@ def euroc_cameras(left: Path, right: Path) -> tuple[Camera, Camera, np.ndarray]:
 def _euroc_sensor(
     path: Path,
 ) -> tuple[np.ndarray, np.ndarray, str, tuple[int, int], np.ndarray]:
-    """Matrix (3, 3), coefficients, model, size and pose in the body (4, 4) of a sensor.yaml."""
+    """Matrix (3, 3), coefficients, model, size and body-frame pose (4, 4) of a sensor.yaml."""
     text = read_yaml(path)
     try:
         if not isinstance(text, dict):
             raise ValueError("it has no keys")
         pose = _matrix(text, "T_BS", (4, 4))
         if abs(np.linalg.det(pose)) < 1e-9:
-            raise ValueError("T_BS is no pose")
+            raise ValueError("T_BS is not a pose")
         fx, fy, cx, cy = _matrix(text, "intrinsics", (1, 4))[0]
         width, height = _matrix(text, "resolution", (1, 2))[0].astype(int)
         if min(width, height, fx, fy) <= 0:
@@ -162,6 +162,6 @@ def _euroc_sensor(
             str(text.get("distortion_model") or ""), _values(text, "distortion_coefficients")
         )
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read as EuRoC's sensor: {error}") from error
+        raise ValueError(f"{path} is not a sensor.yaml of EuRoC: {error}") from error
     k = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
     return k, np.array(d), model, (int(width), int(height)), pose

@@ -170,13 +170,13 @@ def _seconds(text: str) -> float:
 
 
 def _offset(text: str) -> float:
-    """Argument type: a difference between clocks."""
+    """Argument type: a clock offset in seconds."""
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
     if not abs(value) < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value
 
 
@@ -309,8 +309,8 @@ def _add_odometry(kinds: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     odometry.add_argument(
         "--pose-axes", choices=("optical", "body"), default="optical",
-        help="axes of the true poses: of the left camera, z forward (default), or of a body, "
-        "x forward",
+        help="axes of the true poses: those of the left camera, z forward (default), or of a body "
+        "frame, x forward",
     )  # fmt: skip
     odometry.add_argument("--max-keypoints", type=count, default=2048)
 

@@ -1,19 +1,18 @@
-"""True poses at their own rate, asked for at the times of images."""
+"""True poses, interpolated at the time stamps of images."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 
-NEIGHBOURS_NS = 100_000_000  # the poses before and after a time are at most this far from it
-NEAREST_NS = 5_000_000  # at the ends, where there is no pose on one side, the nearest one counts
+NEIGHBOURS_NS = 100_000_000  # maximum distance of the poses before and after a time
+NEAREST_NS = 5_000_000  # maximum distance of the nearest pose, where one side has no pose
 
 
 class Poses:
-    """Poses (4, 4) by stamp in nanoseconds.
+    """Poses (4, 4) by time stamp in nanoseconds.
 
-    Between two poses the position is interpolated linearly and the rotation along the shortest way
-    (slerp).
+    Positions are interpolated linearly, rotations along the shortest path (slerp).
     """
 
     def __init__(self, poses: dict[int, np.ndarray]) -> None:
@@ -24,7 +23,7 @@ class Poses:
         return len(self._stamps)
 
     def at(self, stamp: int) -> np.ndarray | None:
-        """The pose at a time, (4, 4); None without poses that are near enough."""
+        """The pose (4, 4) at a time; None if no pose is near enough."""
         if stamp in self._poses:
             return self._poses[stamp]
         if not len(self._stamps):

@@ -88,10 +88,10 @@ def test_no_calibration_at_all_is_told(rig, capsys):
     ("changes", "words"),
     [
         ({"image_width": None}, "image_width is missing"),
-        ({"image_width": "wide"}, "image_width is no number of pixels"),
+        ({"image_width": "wide"}, "image_width is not a number of pixels"),
         ({"camera_matrix": {"data": [1.0] * 8}}, "camera_matrix has 8 numbers instead of 9"),
         ({"camera_matrix": None}, "camera_matrix is missing"),
-        ({"projection_matrix": {"data": [float("nan")] * 12}}, "not finite"),
+        ({"projection_matrix": {"data": [float("nan")] * 12}}, "non-finite"),
         ({"projection_matrix": {"rows": 3}}, "projection_matrix has no numbers"),
         ({"distortion_model": "odd"}, "distortion model 'odd' is not known"),
         ({"distortion_coefficients": {"data": [0.1] * 15}}, "14 coefficients at most"),
@@ -160,7 +160,7 @@ def test_eurocs_layout_is_read_with_every_lens(tmp_path, changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"T_BS": {"data": [0.0] * 16}}, "T_BS is no pose"),
+        ({"T_BS": {"data": [0.0] * 16}}, "T_BS is not a pose"),
         ({"resolution": [0, 0]}, "must be positive"),
         ({"intrinsics": [1.0]}, "intrinsics has 1 numbers instead of 4"),
         ({"distortion_model": "fov"}, "'fov' is not known"),
@@ -208,5 +208,5 @@ def test_links_are_followed_once_and_other_images_are_counted(tmp_path, capsys):
     labels = tmp_path / "labels.npz"
     assert main(["label", str(tmp_path / "in"), "--out", str(labels), "--views", "1"]) == 0
     words = capsys.readouterr().out
-    assert "left out: 2 .heic files: OpenCV does not read them" in words
+    assert "skipped: 2 .heic files: OpenCV cannot read this format" in words
     assert "1 .jxl" in words and ".txt" not in words

@@ -26,7 +26,7 @@ def test_doctor_reports_machine_ros_and_every_backend(tmp_path, capsys):
     for row in rows.values():  # either measured or a reason
         assert row["state"] and (row["ms"] is None) == (row["precision"] is None)
     assert rows[report["auto"]]["ms"] > 0
-    assert "auto takes" in capsys.readouterr().out
+    assert "auto selects" in capsys.readouterr().out
 
 
 def test_bench_measures_methods_beside_each_other(tmp_path, capsys):
