@@ -289,10 +289,10 @@ class Camera:
         Raises:
             ValueError: it is for images of another size.
         """
-        k, p = np.reshape(self.k, (3, 3)), np.reshape(self.p, (3, 4))
+        matrices = np.reshape(self.k, (3, 3)), np.reshape(self.p, (3, 4))
         size = (self.width, self.height)
-        k, p = image_matrices(k, p, size, self.window, (width, height))
-        k, p = (tuple(map(float, matrix.ravel())) for matrix in (k, p))
+        matrices = image_matrices(*matrices, size, self.window, (width, height))
+        k, p = (tuple(map(float, matrix.ravel())) for matrix in matrices)
         return replace(self, width=width, height=height, k=k, p=p, window=WHOLE)
 
     @property

@@ -57,8 +57,8 @@ class StereoFrontend:
         """Compile for an image size, rectified or raw, and run once."""
         blank = np.zeros((height, width), np.uint8)
         maps = identity_maps(width, height)
-        size = {"maps": maps, "width": width, "height": height}
-        self(blank, blank, RawStereoCalibration(1, 1, 0, 0, 1, **size) if raw else None)
+        plain = RawStereoCalibration(1, 1, 0, 0, 1, maps=maps, width=width, height=height)
+        self(blank, blank, plain if raw else None)
         self.reset()
 
     def configure(self, config: FrontendConfig) -> None:
@@ -157,8 +157,10 @@ class StereoFrontend:
                 )
             )
         return StereoFeatures(
-            *size,
-            *features,
+            width=size[0],
+            height=size[1],
+            left=features[0],
+            right=features[1],
             left_index=left_index.astype(np.uint32),
             right_index=right_index.astype(np.uint32),
             disparity=disparity,

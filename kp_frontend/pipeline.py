@@ -43,7 +43,7 @@ class PipelineResults(NamedTuple):
     @classmethod
     def of(cls, outputs: Sequence[np.ndarray]) -> PipelineResults:
         """Name the outputs of a backend; without a ninth one the images were rectified."""
-        return cls(*outputs) if len(outputs) == 9 else cls(*outputs, outputs[0])
+        return cls._make(outputs if len(outputs) == 9 else (*outputs, outputs[0]))
 
 
 class StereoPipeline(nn.Module):

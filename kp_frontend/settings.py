@@ -7,7 +7,10 @@ the node and their table in the documentation are generated from these declarati
 from __future__ import annotations
 
 from dataclasses import Field, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Value = bool | int | float | str
 
@@ -48,7 +51,7 @@ def bounds(declared: Field) -> tuple[float, float] | None:
     return None if low is None else (low, declared.metadata["high"])
 
 
-def check(config: object) -> None:
+def check(config: DataclassInstance) -> None:
     """Check the type and range of every setting of a config.
 
     Raises:

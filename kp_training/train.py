@@ -27,7 +27,13 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from kp_frontend.network import KeypointNetwork, build_network, load_network, save_network
+from kp_frontend.network import (
+    KeypointNetwork,
+    build_network,
+    channels_last,
+    load_network,
+    save_network,
+)
 from kp_training.checkpoint import load_checkpoint, save_checkpoint
 from kp_training.config import TrainConfig
 from kp_training.data import PairDataset, micro_batches
@@ -79,7 +85,7 @@ def train(
     process = join(device)
     torch.manual_seed(config.seed)
     torch.backends.cudnn.benchmark = True  # shapes seldom change
-    network = _network(config, start).to(process.device, memory_format=torch.channels_last)
+    network = channels_last(_network(config, start).to(process.device))
     out.mkdir(parents=True, exist_ok=True)
     labels, training, held_out = _data(config, images, out, labels_file, process)
     epoch = math.ceil(len(training) / config.batch)  # steps of one pass over the images

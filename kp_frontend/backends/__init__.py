@@ -12,12 +12,15 @@ import importlib
 import logging
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from kp_frontend.backends.engine_cache import EngineCache
+
+if TYPE_CHECKING:
+    from kp_frontend.pipeline import StereoPipeline
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +43,10 @@ class Backend(Protocol):
 
     name: str
     precision: str
-    # Buffer (2, H, W) uint8 from which the engine reads images; None: it reads any array.
-    images: np.ndarray | None
+
+    @property
+    def images(self) -> np.ndarray | None:
+        """Buffer (2, H, W) uint8 from which the engine reads images; None: it reads any array."""
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]: ...
 
@@ -53,7 +58,7 @@ def backend_module(name: str) -> ModuleType:
 
 def make_backend(
     name: str,
-    pipeline: nn.Module,
+    pipeline: StereoPipeline,
     example: tuple[Tensor, ...],
     options: BackendOptions,
     left_out: frozenset[str] = frozenset(),

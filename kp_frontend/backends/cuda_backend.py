@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kp_frontend.backends import BackendOptions, choose_precision
 from kp_frontend.backends.agreement import check_inputs, reference, require
 from kp_frontend.backends.cuda_graph import CudaGraphStep, gpu_unavailable
+from kp_frontend.network import channels_last
+from kp_frontend.pipeline import StereoPipeline
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -42,7 +44,9 @@ def unavailable() -> str | None:
     return gpu_unavailable()
 
 
-def build(pipeline: nn.Module, example: tuple[Tensor, ...], options: BackendOptions) -> CudaBackend:
+def build(
+    pipeline: StereoPipeline, example: tuple[Tensor, ...], options: BackendOptions
+) -> CudaBackend:
     """Capture the pipeline for the shapes of `example`.
 
     The default is fp16 instead of bf16: its longer mantissa preserves more keypoint positions at
@@ -52,7 +56,7 @@ def build(pipeline: nn.Module, example: tuple[Tensor, ...], options: BackendOpti
     on_gpu = copy.deepcopy(pipeline).cuda()
     check = check_inputs(example)
     expected = reference(on_gpu, check)
-    on_gpu.network.to(TYPES[precision], memory_format=torch.channels_last)
+    channels_last(on_gpu.network.to(TYPES[precision]))
 
     backend = CudaBackend(on_gpu, example, precision)
     require("cuda", expected, backend(*(tensor.numpy() for tensor in check)))

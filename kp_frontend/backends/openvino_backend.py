@@ -8,6 +8,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,10 @@ from torch import Tensor, nn
 from kp_frontend.backends import BackendOptions, choose_precision
 from kp_frontend.backends.agreement import check_inputs, reference, require
 from kp_frontend.backends.engine_cache import file_digest
+from kp_frontend.pipeline import StereoPipeline
+
+if TYPE_CHECKING:
+    import openvino
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -26,7 +31,7 @@ class OpenVinoBackend:
     name = "openvino"
     images = None
 
-    def __init__(self, compiled: object, precision: str) -> None:
+    def __init__(self, compiled: openvino.CompiledModel, precision: str) -> None:
         self.request = compiled.create_infer_request()
         self.outputs = compiled.outputs
         self.precision = precision
@@ -71,7 +76,10 @@ def compile_model(stored: bytes, options: BackendOptions) -> OpenVinoBackend:
     core = openvino.Core()
     native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     precision = choose_precision(options.precision, "bf16" if native else "fp32", tuple(HINTS))
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS[precision]}
+    settings: dict[str, str | int] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": HINTS[precision],
+    }
     if options.threads:
         settings["INFERENCE_NUM_THREADS"] = options.threads
     end = 8 + int.from_bytes(stored[:8], "little")
@@ -99,7 +107,7 @@ def _drop_signal_stack() -> None:
 
 
 def build(
-    pipeline: nn.Module, example: tuple[Tensor, ...], options: BackendOptions
+    pipeline: StereoPipeline, example: tuple[Tensor, ...], options: BackendOptions
 ) -> OpenVinoBackend:
     """Compile for the shapes of `example`. The conversion, the slowest part, is cached."""
     import openvino

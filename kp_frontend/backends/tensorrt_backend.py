@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kp_frontend.backends import BackendOptions, choose_precision
 from kp_frontend.backends.agreement import check_inputs, reference, require
 from kp_frontend.backends.cuda_graph import CudaGraphStep, gpu_key, gpu_unavailable
 from kp_frontend.backends.engine_cache import file_digest
+from kp_frontend.pipeline import StereoPipeline
 
 MOST_KEYPOINTS = 3840  # largest K of TensorRT's top-K layer
 TYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -80,7 +81,7 @@ def unavailable() -> str | None:
 
 
 def export(
-    pipeline: nn.Module, example: tuple[Tensor, ...], precision: str
+    pipeline: StereoPipeline, example: tuple[Tensor, ...], precision: str
 ) -> torch.export.ExportedProgram:
     """Export the pipeline as a graph with the network in `precision`, on its current device.
 
@@ -93,7 +94,7 @@ def export(
 
 
 def build(
-    pipeline: nn.Module, example: tuple[Tensor, ...], options: BackendOptions
+    pipeline: StereoPipeline, example: tuple[Tensor, ...], options: BackendOptions
 ) -> TensorRtBackend:
     """Load the engine from the cache, or build it once, which takes some minutes."""
     import torch_tensorrt
@@ -123,7 +124,7 @@ def build(
     return options.cache.engine(_key(pipeline, precision), compile_engine, load)
 
 
-def _key(pipeline: nn.Module, precision: str) -> dict[str, str]:
+def _key(pipeline: StereoPipeline, precision: str) -> dict[str, str]:
     """Everything that an engine depends on."""
     return {
         "backend": "tensorrt",

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kp_frontend.backends import BackendOptions, choose_precision
+from kp_frontend.network import channels_last
+from kp_frontend.pipeline import StereoPipeline
 
 
 class TorchBackend:
@@ -19,7 +21,7 @@ class TorchBackend:
 
     def __init__(self, pipeline: nn.Module, device: str = "cpu") -> None:
         self.device = device
-        self.pipeline = copy.deepcopy(pipeline).to(device, memory_format=torch.channels_last)
+        self.pipeline = channels_last(copy.deepcopy(pipeline).to(device))
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
         with torch.inference_mode():
@@ -33,7 +35,7 @@ def unavailable() -> str | None:
 
 
 def build(
-    pipeline: nn.Module, example: tuple[Tensor, ...], options: BackendOptions
+    pipeline: StereoPipeline, example: tuple[Tensor, ...], options: BackendOptions
 ) -> TorchBackend:
     """Wrap the pipeline; `threads` sets torch's process-wide number of threads."""
     choose_precision(options.precision, "fp32", ("fp32",))

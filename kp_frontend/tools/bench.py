@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from kp_frontend.backends import (
     BACKENDS,
+    Backend,
     BackendOptions,
     backend_module,
     cuda_backend,
@@ -37,11 +38,13 @@ from kp_frontend.backends import (
 from kp_frontend.backends.torch_backend import TorchBackend
 from kp_frontend.config import FrontendConfig
 from kp_frontend.frontend import StereoFrontend
+from kp_frontend.network import channels_last
 from kp_frontend.pipeline import StereoPipeline
 from kp_frontend.tools.doctor import machine
 from kp_frontend.tools.roofline import shortest_ms
 
 Call = Callable[[], object]
+Memory = dict[str, float | None]  # see `memory`
 FEATURES = 2048  # number of features of ORB and SIFT; the front end uses max_keypoints
 RATIO = 0.7  # ratio test for SIFT with FLANN (Lowe, 2004)
 GPU_ENGINES = ("tensorrt", "cuda")
@@ -205,8 +208,9 @@ class Found(nn.Module):
         return self.pipeline.features(grey)
 
 
-def compiled(module: nn.Module, batch: Tensor, backend: str, precision: str) -> Call | None:
+def compiled(module: Network | Found, batch: Tensor, backend: str, precision: str) -> Call | None:
     """A part of the pipeline on a backend, ready to call; None if the backend has no parts."""
+    engine: Backend
     if backend == "torch":
         engine = TorchBackend(module.eval())
     elif backend == "openvino":
@@ -215,7 +219,7 @@ def compiled(module: nn.Module, batch: Tensor, backend: str, precision: str) -> 
         )
     elif backend == "cuda":
         on_gpu = copy.deepcopy(module).eval().cuda()
-        on_gpu.network.to(cuda_backend.TYPES[precision], memory_format=torch.channels_last)
+        channels_last(on_gpu.network.to(cuda_backend.TYPES[precision]))
         engine = cuda_backend.CudaBackend(on_gpu, (batch,), precision)
     else:  # a TensorRT engine cannot be divided
         return None
@@ -281,9 +285,7 @@ def _memory(method: str, backend: str, size: tuple[int, int], calls: int, pipe: 
     )
 
 
-def memory(
-    method: str, backend: str, size: tuple[int, int], calls: int = 3
-) -> dict[str, float] | None:
+def memory(method: str, backend: str, size: tuple[int, int], calls: int = 3) -> Memory | None:
     """Memory (MiB) of a process that runs a method, including libraries; None if it crashes.
 
     Returns:
@@ -328,7 +330,7 @@ def ratios(rows: list[Row]) -> list[dict[str, str | float | None]]:
         }
         network, shortest = stages.get("network"), stages.get("roofline")
         row["after_network"] = None if network is None else 1 - network / mine
-        row["of_roofline"] = None if None in (network, shortest) else shortest / network
+        row["of_roofline"] = shortest / network if network and shortest is not None else None
         found.append(row)
     return found
 
@@ -355,6 +357,32 @@ def run_bench(
         ValueError: a method or backend is unknown.
     """
     console = Console()
+    usable = _usable(backends, console)
+    report: dict = {"machine": machine(), "rows": [], "ratios": [], "memory": []}
+    rows: list[Row] = []
+    for size in sizes:
+        chosen = [(m, b) for m in methods for b in (["opencv"] if m in PEERS else usable)]
+        images = bench_pair(*size)
+        subjects = [make_subject(m, b, images, parts=True) for m, b in chosen]
+        took = time_all(subjects, rounds)
+        used = {c: memory(*c, size, memory_calls) if memory_calls else None for c in chosen}
+        name = f"{size[0]}x{size[1]}"
+        rows += _rows(subjects, took, [used[c] for c in chosen], name)
+        report["memory"] += [
+            {"method": method, "backend": backend, "size": name, **found}
+            for (method, backend), found in used.items()
+            if found
+        ]
+        report["rows"] = [vars(row) for row in rows]
+        report["ratios"] = ratios(rows)
+        if json_file:
+            json_file.write_text(json.dumps(report, indent=1) + "\n")
+    _print(console, rows, report["ratios"])
+    return report
+
+
+def _usable(backends: list[str], console: Console) -> list[str]:
+    """Those of the backends that this machine can run; prints why the others are left out."""
     unknown = sorted(set(backends) - set(BACKENDS))
     if unknown:
         raise ValueError(f"unknown backend {', '.join(unknown)}: use {', '.join(BACKENDS)}")
@@ -367,35 +395,27 @@ def run_bench(
             console.print(f"{name} is skipped: {reason}")
     if "cuda" in usable:
         usable.append(EAGER)
-    report: dict = {"machine": machine(), "rows": [], "ratios": [], "memory": []}
-    rows: list[Row] = []
-    for size in sizes:
-        images = bench_pair(*size)
-        name = f"{size[0]}x{size[1]}"
-        chosen = [(m, b) for m in methods for b in (["opencv"] if m in PEERS else usable)]
-        subjects = [make_subject(m, b, images, parts=True) for m, b in chosen]
-        took = time_all(subjects, rounds)
-        used = {c: memory(*c, size, memory_calls) if memory_calls else None for c in chosen}
-        for (method, backend), found in used.items():
-            if found:
-                row = {"method": method, "backend": backend, "size": name, **found}
-                report["memory"].append(row)
-        for (i, stage), times in took.items():
-            s = subjects[i]
-            median, p95 = statistics.median(times), float(np.percentile(times, 95))
-            found = used[chosen[i]] if stage == "total" else None
-            peak = found["peak_mb"] if found else None
-            rows.append(Row(s.method, s.backend, s.precision, name, stage, median, p95, peak))
-        for s in subjects:
-            if s.roofline_ms is not None:
-                who = (s.method, s.backend, s.precision, name, "roofline")
-                rows.append(Row(*who, s.roofline_ms, s.roofline_ms, None))
-        report["rows"] = [vars(row) for row in rows]
-        report["ratios"] = ratios(rows)
-        if json_file:
-            json_file.write_text(json.dumps(report, indent=1) + "\n")
-    _print(console, rows, report["ratios"])
-    return report
+    return usable
+
+
+def _rows(
+    subjects: list[Subject],
+    took: dict[tuple[int, str], list[float]],
+    used: list[Memory | None],
+    size: str,
+) -> list[Row]:
+    """One row for each stage of each subject at a size, and one for its roofline."""
+    rows = []
+    for (i, stage), times in took.items():
+        s, found = subjects[i], used[i]
+        median, p95 = statistics.median(times), float(np.percentile(times, 95))
+        peak = found["peak_mb"] if found and stage == "total" else None
+        rows.append(Row(s.method, s.backend, s.precision, size, stage, median, p95, peak))
+    for s in subjects:
+        if s.roofline_ms is not None:
+            who = (s.method, s.backend, s.precision, size, "roofline")
+            rows.append(Row(*who, s.roofline_ms, s.roofline_ms, None))
+    return rows
 
 
 def _print(
@@ -414,7 +434,9 @@ def _print(
     table = Table(
         *names, title="time of the peer / ours; after_network, of_roofline: shares of our time"
     )
-    for row in ratio_rows:
-        cells = ("" if v is None else v if isinstance(v, str) else f"{v:.2f}" for v in row.values())
+    for ratio in ratio_rows:
+        cells = (
+            "" if v is None else v if isinstance(v, str) else f"{v:.2f}" for v in ratio.values()
+        )
         table.add_row(*cells)
     console.print(table)

@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -64,8 +65,8 @@ def load_pair() -> Pair:
     """The Motorcycle pair, 741x500."""
     left, right, disparity = skimage.data.stereo_motorcycle()
     disparity = np.where(np.isfinite(disparity) & (disparity > 0), disparity, np.nan)
-    grey = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (left, right))
-    return Pair(*grey, disparity)
+    grey_left, grey_right = (cv2.cvtColor(v, cv2.COLOR_RGB2GRAY) for v in (left, right))
+    return Pair(grey_left, grey_right, disparity)
 
 
 def window_place(frame: int, pair: Pair) -> tuple[int, int]:
@@ -127,9 +128,7 @@ class Listener(Node):
         self.results: list[tuple[float, StereoFeaturesMsg]] = []
         self.counts: dict[str, str] = {}
         for topic, kind in TOPICS.items():
-            self.create_subscription(
-                kind, topic, lambda raw, topic=topic: self._record(topic, raw), 100, raw=True
-            )
+            self.create_subscription(kind, topic, partial(self._record, topic), 100, raw=True)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._diagnostics, 5)
 
     def _record(self, topic: str, raw: bytes) -> None:

@@ -84,8 +84,11 @@ def ros() -> dict[str, str]:
     if Path("/dev/shm").is_dir():
         found["shared memory"] = f"{shutil.disk_usage('/dev/shm').free / 2**20:.0f} MiB free"
     spec = importlib.util.find_spec("message_filters")
-    own = spec is None or str(spec.origin).startswith(here)
-    found["message_filters"] = "our stand-in" if own else str(Path(spec.origin).parent)
+    origin = spec.origin if spec else None
+    if origin is None or origin.startswith(here):
+        found["message_filters"] = "our stand-in"
+    else:
+        found["message_filters"] = str(Path(origin).parent)
     return found
 
 
@@ -133,18 +136,18 @@ def run_doctor(model: str, size: tuple[int, int]) -> dict:
     """
     console = Console()
     width, height = size
-    report = {"machine": machine(), "ros": ros(), "backends": examine(model, height, width)}
-    for title in ("machine", "ros"):
+    about = {"machine": machine(), "ros": ros()}
+    backends = examine(model, height, width)
+    for title, values in about.items():
         table = Table(title=title, show_header=False)
-        for name, value in report[title].items():
+        for name, value in values.items():
             table.add_row(name, value)
         console.print(table)
-    usable = [row["backend"] for row in report["backends"] if row["ms"] is not None]
-    report["auto"] = usable[0]
+    usable = [row["backend"] for row in backends if row["ms"] is not None]
     title = f"{model}, one {width}x{height} pair; auto selects {usable[0]}"
     table = Table("backend", "precision", "start s", "call ms", "agreement or reason", title=title)
-    for row in report["backends"]:
+    for row in backends:
         cells = (row["backend"], row["precision"], row.get("start_s"), row["ms"], row["state"])
         table.add_row(*("" if cell is None else str(cell) for cell in cells))
     console.print(table)
-    return report
+    return {**about, "backends": backends, "auto": usable[0]}

@@ -256,6 +256,13 @@ class Soak:
             self.executor.spin_once(timeout_sec=0.1)
         return ready()
 
+    def send_until_heard(self, seconds: float) -> None:
+        """Send pairs until features come or the time is up."""
+        end = time.monotonic() + seconds
+        while not self.sequences and time.monotonic() < end:
+            self.send()
+            self.executor.spin_once(timeout_sec=0.1)
+
     def close(self) -> None:
         """Leave DDS."""
         self.camera.close()
@@ -304,7 +311,7 @@ def run_soak(
             if not soak.wait(lambda: soak.camera.heard() or node.poll() is not None, NODE_START):
                 raise RuntimeError(f"the node is not ready after {NODE_START:.0f} s")
             if node.poll() is None:
-                soak.wait(lambda: bool(soak.sequences) or bool(soak.send()), 5.0)
+                soak.send_until_heard(5.0)
                 soak.stream(
                     60 * minutes,
                     node.pid,
@@ -386,8 +393,12 @@ def _memory(samples: list[tuple[float, float]], minutes: float) -> tuple[float, 
     span = 6.0 * minutes
     start = values[(times >= begin) & (times <= begin + span)]
     end = values[times >= times[-1] - span]
-    known = (v[np.isfinite(v)] for v in (start, end))
-    return tuple(float(np.median(v)) if len(v) else math.nan for v in known)
+    return _median(start), _median(end)
+
+
+def _median(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else math.nan
 
 
 def table(result: dict) -> Table:
