@@ -29,7 +29,7 @@ help:
 	@echo "make setup   a virtual environment in .venv with ROS 2, torch and this package"
 	@echo "make demo    a real stereo stream through the real node; look into demo_out/"
 	@echo "make test    unit and integration tests"
-	@echo "make lint    ruff"
+	@echo "make lint    ruff and mypy"
 	@echo "make bench   speed of the front end on this machine"
 	@echo "make clean   remove everything that was made"
 
@@ -62,10 +62,11 @@ test: setup
 lint: setup
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+	@$(CLEAN) $(VENV)/bin/mypy
 
 bench: setup
 	@$(CLEAN) $(VENV)/bin/kp bench
 
 clean:
-	rm -rf .venv .build demo_out .pytest_cache .ruff_cache .hypothesis build install log
+	rm -rf .venv .build demo_out .pytest_cache .ruff_cache .mypy_cache .hypothesis build install log
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

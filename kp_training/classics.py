@@ -39,10 +39,12 @@ def classic_keypoints(image: np.ndarray, most: int, detector: str = "sift") -> n
     earlier detector's keypoint is dropped. Responses are divided by the detector's strongest one.
     """
     names = detector.split("+")
-    together = np.zeros((0, 4), np.float32)
+    together: np.ndarray = np.zeros((0, 4), np.float32)
     for name in names:
         found = _opencv_detector(name, most).detect(image, None)
-        rows = np.array([(*k.pt, k.response, k.size) for k in found], np.float32).reshape(-1, 4)
+        rows: np.ndarray = np.array(
+            [(*k.pt, k.response, k.size) for k in found], np.float32
+        ).reshape(-1, 4)
         # SIFT repeats a keypoint for each orientation.
         _, first = np.unique(rows[:, :2], axis=0, return_index=True)
         rows = rows[first]
@@ -64,7 +66,7 @@ def random_homography(
     Rotation of up to 20 degrees about the centre, `scale`, and a shift of each corner by up to
     `move` times the image size.
     """
-    corners = np.float32([[0, 0], [width, 0], [width, height], [0, height]])
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
     turn = cv2.getRotationMatrix2D((width / 2, height / 2), rng.uniform(-20, 20), scale)
     moved = corners @ turn[:, :2].T + turn[:, 2]
     moved += rng.uniform(-move, move, (4, 2)) * [width, height]
@@ -87,7 +89,7 @@ def repeat_share(
         matrix = random_homography(height, width, 0.12, 1.0, rng)
         view = cv2.warpPerspective(image, matrix, (width, height)).astype(np.float32) / 255
         view = view ** np.exp(rng.uniform(-0.5, 0.5)) + rng.normal(0, 0.01, view.shape)
-        view = np.uint8(np.clip(view, 0, 1) * 255)
+        view = (np.clip(view, 0, 1) * 255).astype(np.uint8)
         places = cv2.perspectiveTransform(xy[None].astype(np.float32), matrix)[0]
         inside = ((places > 4) & (places < [width - 5, height - 5])).all(1)
         seen += inside

@@ -81,17 +81,17 @@ class PairDataset(Dataset):
             for image, source in zip(images, sources, strict=True)
         ]
         to_view, relief = self._geometry(height, width, rng, real)
-        sample = {
+        sample: dict[str, np.ndarray] = {
             "canvas": np.stack([cuts[0][0], cuts[-1][0]]),
-            "fill": np.float32(fill),
+            "fill": np.array(fill, np.float32),
             "keypoints": np.stack([cuts[0][1], cuts[-1][1]]),
             "to_view": to_view,
             "relief": relief,
-            "blocky": np.bool_(rng.random() < 0.5),
+            "blocky": np.array(rng.random() < 0.5),
             "noise": rng.random((2, NOISE), np.float32),
         }
         if self._pairs:
-            sample["real"] = np.bool_(real)
+            sample["real"] = np.array(real)
             sample["disparity"] = np.zeros((self.config.canvas,) * 2, np.float32)
         if real:
             x, y = corner
@@ -118,12 +118,13 @@ class PairDataset(Dataset):
         (x, y), size = corner, self.config.canvas
         image = image[y : y + size, x : x + size]
         height, width = image.shape
-        keypoints = keypoints - np.float32([x, y, 0, 0])
+        keypoints = keypoints - np.array([x, y, 0, 0], np.float32)
         inside = (keypoints[:, :2] >= 0).all(1) & (keypoints[:, :2] < [width, height]).all(1)
         keypoints = keypoints[inside][: self.config.most_keypoints]
         if mirrored:
             image = image[:, ::-1]
-            keypoints = keypoints * np.float32([-1, 1, 1, 1]) + np.float32([width - 1, 0, 0, 0])
+            keypoints = keypoints * np.array([-1, 1, 1, 1], np.float32)
+            keypoints += np.array([width - 1, 0, 0, 0], np.float32)
         canvas = np.full((size, size), fill, np.uint8)
         canvas[:height, :width] = image
         points = np.full((self.config.most_keypoints, 4), np.nan, np.float32)
@@ -161,7 +162,7 @@ class PairDataset(Dataset):
         if stereo:
             mean = rng.uniform(0, c.disparity)
             relief[1] = mean + rng.uniform(0, c.relief) * rng.uniform(-1, 1, (5, 7))
-        return np.float32(to_view), relief
+        return np.array(to_view, np.float32), relief
 
 
 def micro_batches(

@@ -24,7 +24,7 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -147,7 +147,7 @@ def label_folder(
         def rows_of(paths: list[Path]) -> Iterator[np.ndarray | None]:
             return pool.map(job, paths, chunksize=4)
 
-        settings = {"detector": detector, "most": most, "views": views}
+        settings: dict[str, str | int] = {"detector": detector, "most": most, "views": views}
         return label_in_parts(folder, out, rows_of, settings)
 
 
@@ -155,7 +155,7 @@ def label_in_parts(
     folder: Path,
     out: Path,
     rows_of: Callable[[list[Path]], Iterable[np.ndarray | None]],
-    settings: dict[str, str | int],
+    settings: Mapping[str, str | int],
 ) -> tuple[Labels, list[Path]]:
     """Label the images of a folder in parts; resumes where an earlier call was interrupted.
 
@@ -187,7 +187,7 @@ def label_in_parts(
             file = parts / f"{key}.npz"
             done = _read_part(file)
             if done is None:
-                done = dict.fromkeys(some)
+                done = {}
                 for name, found in zip(some, rows_of(paths[begin : begin + PART]), strict=True):
                     done[name] = found
                     bar.advance(task)
@@ -223,7 +223,7 @@ def _pack(rows: dict[str, np.ndarray | None]) -> dict[str, np.ndarray]:
     }
 
 
-def _read_part(file: Path) -> dict[str, np.ndarray] | None:
+def _read_part(file: Path) -> dict[str, np.ndarray | None] | None:
     if not file.is_file():
         return None
     with np.load(file, allow_pickle=False) as a:
@@ -235,7 +235,7 @@ def _read_part(file: Path) -> dict[str, np.ndarray] | None:
 def _write_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
     partial_file = file.with_name(file.name + ".part")
     with partial_file.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
     os.replace(partial_file, file)
 
 

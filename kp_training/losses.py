@@ -140,9 +140,11 @@ def descriptor_loss(
         scores = scores + math.log(row_weight) * (band & ~same)
     truth = torch.arange(count, device=left.device).expand(left.shape[0], -1)
     # Use rows of one matrix: on a GPU, softmax is slow over any but the last dimension.
-    ways = (scores.flatten(0, 1), scores.mT.flatten(0, 1))
-    loss = sum(F.cross_entropy(way, truth.flatten(), reduction="none") for way in ways) / 2
-    loss = loss.reshape(truth.shape)
+    there, back = (
+        F.cross_entropy(way.flatten(0, 1), truth.flatten(), reduction="none")
+        for way in (scores, scores.mT)
+    )
+    loss = ((there + back) / 2).reshape(truth.shape)
     mutual = (scores.argmax(2) == truth) & (scores.argmax(1) == truth)
     total = valid.sum().clamp(min=1)
     return (loss * valid).sum() / total, (mutual & valid).sum() / total

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
+from kp_frontend.network import KeypointNetwork
 from kp_training.config import TrainConfig
 from kp_training.losses import (
     descriptor_loss,
@@ -18,7 +20,10 @@ from kp_training.views import make_views, stereo_like
 
 
 def losses(
-    network: torch.nn.Module, batch: dict[str, Tensor], config: TrainConfig, bf16: bool = False
+    network: KeypointNetwork | DistributedDataParallel,
+    batch: dict[str, Tensor],
+    config: TrainConfig,
+    bf16: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Total loss of a batch and its parts (`detector`, `descriptor`, `matched`, ...).
 
@@ -30,18 +35,17 @@ def losses(
         logits, features = network(images)
     logits = logits.float()
 
+    height, width = images.shape[2:]
     labels, sure = views["labels"].flatten(0, 1), views["sure"].flatten(0, 1)
     if config.detector == "heatmap":
-        target = gaussian_heatmap(labels, sure, *images.shape[2:], config.heatmap_sigma)
+        target = gaussian_heatmap(labels, sure, height, width, config.heatmap_sigma)
     else:
-        target = keypoint_target(labels, sure, *images.shape[2:])
+        target = keypoint_target(labels, sure, height, width)
     detector = detector_loss(logits, target, config.positive_weight)
 
     points = views["points"] + torch.randn_like(views["points"]) * config.jitter
-    describe = getattr(
-        network, "module", network
-    ).describe  # the network inside DistributedDataParallel
-    left, right = describe(features, points.flatten(0, 1)).chunk(2)
+    inner = network.module if isinstance(network, DistributedDataParallel) else network
+    left, right = inner.describe(features, points.flatten(0, 1)).chunk(2)
     seen = views["seen"]
     pairs = (left, right, views["points"][1])
     if config.descriptor == "triplet":

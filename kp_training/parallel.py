@@ -27,7 +27,7 @@ class Process:
         """Whether this process labels images, validates, writes files and prints."""
         return self.rank == 0
 
-    def wrap(self, network: KeypointNetwork) -> nn.Module:
+    def wrap(self, network: KeypointNetwork) -> KeypointNetwork | DistributedDataParallel:
         """Average the network's gradients over all processes, on GPUs also batch statistics."""
         if self.world == 1:
             return network

@@ -42,7 +42,7 @@ def random_views(height: int, width: int, count: int, rng: np.random.Generator) 
     for _ in range(count - 1):
         scale = np.exp(rng.uniform(-0.3, 0.2))
         matrices.append(random_homography(height, width, 0.1, scale, rng))
-    return torch.from_numpy(np.float32(matrices))
+    return torch.from_numpy(np.array(matrices, np.float32))
 
 
 @torch.inference_mode()
@@ -141,5 +141,5 @@ def relabel_folder(
             yield np.column_stack([found[:, :3], size, found[:, 3]])
 
     digest = hashlib.sha256(weights_path(model).read_bytes()).hexdigest()
-    settings = {"model": digest, "most": most, "views": views}
+    settings: dict[str, str | int] = {"model": digest, "most": most, "views": views}
     return label_in_parts(folder, out, rows_of, settings)

@@ -14,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -146,6 +147,13 @@ class Run:
         }
         self.bf16 = native_bf16(process.device)
 
+    @property
+    def averaged(self) -> KeypointNetwork:
+        """The network with the moving average of the weights."""
+        network = self.ema.module
+        assert isinstance(network, KeypointNetwork)
+        return network
+
     def resume(self, data: str, start: str | None) -> None:
         """Resume from the checkpoint in the folder of the run, if there is one.
 
@@ -209,7 +217,8 @@ class Run:
     def _gradients(self, batches: Iterator[dict[str, Tensor]]) -> tuple[dict[str, Tensor], float]:
         """Accumulate the gradients of a step; return mean losses and seconds waited for data."""
         process, micros = self.process, self.micros
-        waited, sums = 0.0, {}
+        waited = 0.0
+        sums: dict[str, Tensor] = {}
         for micro in range(micros):
             asked = time.perf_counter()
             batch = {k: v.to(process.device, non_blocking=True) for k, v in next(batches).items()}
@@ -217,8 +226,7 @@ class Run:
             # A resumed run and several processes then draw the same numbers.
             place = (self.progress["step"] * micros + micro) * process.world + process.rank
             torch.manual_seed(self.config.seed * 1_000_003 + place)
-            last = micro == micros - 1
-            with nullcontext() if last or process.world == 1 else self.model.no_sync():
+            with _without_sync(self.model) if micro < micros - 1 else nullcontext():
                 loss, parts = losses(self.model, batch, self.config, self.bf16)
                 (loss / micros).backward()
             _add(sums, {"loss": loss, **parts}, micros)
@@ -227,7 +235,7 @@ class Run:
     def validate(self, validator: Validator, log: RunLog) -> bool:
         """Validate the averaged network; return whether it is the best so far."""
         progress = self.progress
-        found = validator(self.ema.module) if self.process.first else {"loss": 0.0}
+        found = validator(self.averaged) if self.process.first else {"loss": 0.0}
         loss = self.process.from_first(found["loss"])
         _check(loss, 0.0, progress, math.inf, self.out)
         if isinstance(self.scheduler, ReduceLROnPlateau):
@@ -248,7 +256,7 @@ class Run:
             kept.append(self.out / f"step_{step:06}.safetensors")
         for path in kept:
             header = {"config": json.dumps(asdict(self.config)), "step": str(step)}
-            save_network(self.ema.module, path, header)
+            save_network(self.averaged, path, header)
         path = self.out / "last.safetensors"
         state = self.ema, self.network, self.optimizer, self.scheduler
         save_checkpoint(path, *state, self.progress)
@@ -256,6 +264,13 @@ class Run:
     def patience_is_out(self) -> bool:
         """Whether the validation loss has stalled for longer than the recipe allows."""
         return 0 < self.config.patience <= self.progress["since_best"]
+
+
+def _without_sync(
+    model: KeypointNetwork | DistributedDataParallel,
+) -> AbstractContextManager[None]:
+    """Keep this process's gradients to itself: only those of the last micro-batch are averaged."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def _data(
@@ -285,7 +300,7 @@ def _batches(
     return iter(
         DataLoader(
             data,
-            batch_sampler=list(places),
+            batch_sampler=[list(place) for place in places],
             num_workers=workers,
             persistent_workers=workers > 0,
         )

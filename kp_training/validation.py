@@ -63,11 +63,11 @@ class Validator:
         """
         network.eval()
         torch.manual_seed(self.config.seed)
-        rows = []
+        recipe: list[dict[str, Tensor]] = []
         for batch in self._of_recipe:
             total, parts = losses(network, self._to_device(batch), self.config)
-            rows.append({"loss": total, **parts})
-        result = {key: float(np.mean([row[key].item() for row in rows])) for key in rows[0]}
+            recipe.append({"loss": total, **parts})
+        result = {key: float(np.mean([row[key].item() for row in recipe])) for key in recipe[0]}
         if not np.isfinite(result["loss"]):  # the caller stops the run
             return result
         rows = [

@@ -99,7 +99,9 @@ def _methods(listed: str, further: Iterable[str] = ()) -> list[str]:
     return names
 
 
-def _of_pairs(arguments: argparse.Namespace) -> tuple:
+def _of_pairs(
+    arguments: argparse.Namespace,
+) -> tuple[Path, list[str], int, tuple[int, int] | None, bool]:
     """The common arguments of all evaluations of image pairs, in order."""
     names = _methods(arguments.methods, arguments.method)
     return arguments.folder, names, arguments.max_keypoints, arguments.size, arguments.seeded

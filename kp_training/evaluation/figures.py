@@ -73,11 +73,10 @@ def labels_figure(image: np.ndarray, predicted: np.ndarray) -> tuple[Figure, str
         (predicted[~hit], "#ff9f1c", "+", "predicted, no label"),
         (predicted[hit], "#3ddc70", "o", "predicted and label"),
     ):
-        shape = {"facecolors": "none"} if marker == "o" else {}
-        colours = {"edgecolors": colour} if marker == "o" else {"c": colour}
         axes.scatter(
-            *xy.T, s=14, marker=marker, linewidths=0.8, label=f"{words}: {len(xy)}",
-            **shape, **colours,
+            xy[:, 0], xy[:, 1], s=14, marker=marker, linewidths=0.8, label=f"{words}: {len(xy)}",
+            edgecolors=colour if marker == "o" else None,
+            facecolors="none" if marker == "o" else colour,
         )  # fmt: skip
     legend(axes)
     return figure, (
@@ -102,7 +101,7 @@ def positives_figure(scene: Scene, left: np.ndarray, right: np.ndarray) -> tuple
         (left[seen][~again], "#ff5a4f", "false positive"),
         (left[seen][again], "#3ddc70", "true positive"),
     ):
-        axes.scatter(*xy.T, s=12, facecolors="none", edgecolors=colour, linewidths=0.9,
+        axes.scatter(xy[:, 0], xy[:, 1], s=12, facecolors="none", edgecolors=colour, linewidths=0.9,
                      label=f"{words}: {len(xy)}")  # fmt: skip
     legend(axes)
     return figure, (

@@ -152,8 +152,8 @@ class StereoFrame:
         images = (c.rectify(i) for c, i in zip(self.cameras, (self.left, self.right), strict=True))
         left, right = images
         shown = (c.for_image(left) for c in self.cameras)
-        cameras = tuple(Camera.rectified(c.width, c.height, c.p) for c in shown)
-        return replace(self, left=left, right=right, cameras=cameras, raw=False)
+        one, other = (Camera.rectified(c.width, c.height, c.p) for c in shown)
+        return replace(self, left=left, right=right, cameras=(one, other), raw=False)
 
 
 @dataclass

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class Layout:
     left: str
     right: str
     truth: str
-    scales: dict[int, float] | None = None  # None: PFM, in pixels
+    scales: Mapping[int, float] | None = None  # None: PFM, in pixels
     other: str | None = None  # the right image's map
 
 
@@ -113,7 +114,7 @@ def _listed(folder: Path) -> tuple[list[SceneFiles], list[str]]:
     if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
         raise ValueError(f"{listing} must be a list of scenes with {', '.join(sorted(SCENE_KEYS))}")
     scenes, skipped = [], []
-    times = Counter()
+    times: Counter[str] = Counter()
     for entry in entries:
         times[entry["dir"]] += 1
         again = f" ({times[entry['dir']]})" if times[entry["dir"]] > 1 else ""

@@ -92,7 +92,7 @@ class Method:
         else:
             rows = match_limited(left, right, limits)
         rows, disparity, _ = refined(images, (left.xy, right.xy), rows, FrontendConfig())
-        return Published(np.float32(left.xy)[rows[:, 0]], disparity)
+        return Published(left.xy[rows[:, 0]].astype(np.float32), disparity)
 
 
 def refined(
@@ -112,17 +112,17 @@ def refined(
     Returns:
         Indices, disparity and its standard deviation (pixels) of the remaining matches.
     """
-    places = (torch.from_numpy(np.float32(side)[rows[:, i]]) for i, side in enumerate(xy))
-    grey = (torch.from_numpy(image).float() for image in images)
-    disparity, sigma, correlation = refine_disparity(*grey, *places)
+    left, right = (torch.from_numpy(side[rows[:, i]]).float() for i, side in enumerate(xy))
+    grey_left, grey_right = (torch.from_numpy(image).float() for image in images)
+    disparity, sigma, correlation = refine_disparity(grey_left, grey_right, left, right)
     alike = (correlation >= config.min_correlation).numpy()
     return rows[alike], disparity.numpy()[alike], sigma.numpy()[alike]
 
 
 def stereo_limits(config: FrontendConfig, width: int) -> np.ndarray:
     """The limits that `StereoFrontend` uses without calibration, in the form of `match_stereo`."""
-    return np.float32(
-        [config.row_tolerance, -1, width + 1, config.min_similarity, config.min_margin]
+    return np.array(
+        [config.row_tolerance, -1, width + 1, config.min_similarity, config.min_margin], np.float32
     )
 
 

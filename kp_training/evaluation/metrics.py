@@ -60,7 +60,7 @@ def squared_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Squared Euclidean distances (N, M) of descriptors (N, D) and (M, D), float32."""
     if not len(left) or not len(right):  # without keypoints the descriptor length is unknown
         return np.zeros((len(left), len(right)), np.float32)
-    left, right = np.float32(left), np.float32(right)
+    left, right = left.astype(np.float32), right.astype(np.float32)
     squares = np.square(left).sum(1)[:, None] + np.square(right).sum(1)
     return np.maximum(squares - 2 * left @ right.T, 0)
 

@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,12 +125,13 @@ class Page:
             best: columns with the best value in bold: `max` or `min`.
         """
         columns = list(dict.fromkeys(name for row in rows for name in row))
+        choose: dict[str, Callable[[list[float]], float]] = {"max": max, "min": min}
         top = {}
         for name, kind in (best or {}).items():
-            known = [_number(row.get(name)) for row in rows]
-            known = [value for value in known if value is not None]
+            numbers = [_number(row.get(name)) for row in rows]
+            known = [value for value in numbers if value is not None]
             if known:
-                top[name] = {"max": max, "min": min}[kind](known)
+                top[name] = choose[kind](known)
         words = {name for name in columns if any(isinstance(r.get(name), str) for r in rows)}
         heads = "".join(
             f'<th{" class=words" if name in words else ""}><button type="button">'

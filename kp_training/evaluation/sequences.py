@@ -114,7 +114,7 @@ def _middlebury_cameras(files: SceneFiles, shape: tuple[int, int]) -> tuple[Came
             cameras.append(Camera.rectified(width, height, p))
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as Middlebury's calibration: {error}") from error
-    return tuple(cameras)
+    return cameras[0], cameras[1]
 
 
 def _kitti(folder: Path, interval: int) -> Sequence:
@@ -133,7 +133,7 @@ def _kitti(folder: Path, interval: int) -> Sequence:
     poses = _kitti_matrices(folder / "poses.txt") if (folder / "poses.txt").is_file() else None
     if poses is not None and len(poses) != len(names):
         raise ValueError(f"{folder} has {len(names)} pairs, but {len(poses)} poses")
-    times = FIRST_STAMP + np.arange(len(names)) * interval
+    times: np.ndarray = FIRST_STAMP + np.arange(len(names)) * interval
     if (folder / "times.txt").is_file():
         seconds = _table(folder / "times.txt")[:, 0].astype(np.float64)
         if len(seconds) != len(names):
@@ -145,11 +145,13 @@ def _kitti(folder: Path, interval: int) -> Sequence:
         files = [(int(t), left / n, right / n) for t, n in zip(times, names, strict=True)]
         for frame in _pairs(sequence, files):
             height, width = frame.left.shape
-            cameras = tuple(
+            one, other = (
                 Camera.rectified(width, height, p) for p in projections[first : first + 2]
             )
             pose = of_stamp.get(frame.stamp)
-            yield replace(frame, cameras=cameras, pose=None if pose is None else homogeneous(pose))
+            yield replace(
+                frame, cameras=(one, other), pose=None if pose is None else homogeneous(pose)
+            )
 
     sequence.frames, sequence.length = frames(), len(names)
     return sequence
@@ -178,8 +180,8 @@ def _euroc(folder: Path, interval: int) -> Sequence:
     root = folder / "mav0" if (folder / "mav0").is_dir() else folder
     calibrations = []
     for side in ("cam0", "cam1"):
-        sensor = find_yaml(root / side, "sensor")
-        for path in (sensor or root / side / "sensor.yaml", root / side / "data.csv"):
+        sensor = find_yaml(root / side, "sensor") or root / side / "sensor.yaml"
+        for path in (sensor, root / side / "data.csv"):
             if not path.is_file():
                 raise ValueError(f"{folder} has not EuRoC's layout: {path} is missing")
         calibrations.append(sensor)
@@ -187,14 +189,14 @@ def _euroc(folder: Path, interval: int) -> Sequence:
     files = [dict(_csv_rows(root / side / "data.csv")) for side in ("cam0", "cam1")]
     sequence.left_out += [f"{t}: only on one side" for t in sorted(files[0].keys() ^ files[1])]
     stamps = sorted(files[0].keys() & files[1])
-    *cameras, body_from_left = euroc_cameras(*calibrations)
-    poses = _euroc_poses(root, body_from_left, cameras[0].r)
+    one, other, body_from_left = euroc_cameras(*calibrations)
+    poses = _euroc_poses(root, body_from_left, one.r)
 
     def frames() -> Iterator[StereoFrame]:
         left, right = root / "cam0" / "data", root / "cam1" / "data"
         paths = [(t, left / files[0][t], right / files[1][t]) for t in stamps]
         for frame in _pairs(sequence, paths):
-            yield replace(frame, cameras=tuple(cameras), pose=poses.at(frame.stamp), raw=True)
+            yield replace(frame, cameras=(one, other), pose=poses.at(frame.stamp), raw=True)
 
     sequence.frames, sequence.length = frames(), len(stamps)
     return sequence

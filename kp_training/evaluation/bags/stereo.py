@@ -72,8 +72,8 @@ class StereoBag:
         right = right - round(self.reading.offset * 1e9)
         pairs = pair_stamps(left, right, slop)
         if not pairs:
-            times = (received[name] for name in self._sides)
-            advice = no_pairs(left, right, *times, self.reading.offset)
+            times = received[t.left], received[t.right]
+            advice = no_pairs(left, right, *times, offset=self.reading.offset)
             notes = "".join(f"; {note}" for note in self.bag.notes)
             raise ValueError(
                 f"{self.bag.path}: none of {len(left)} images of {t.left} and {len(right)} of "
@@ -124,11 +124,11 @@ class StereoBag:
                 self._skip(f"{stamp_text(stamp)}: {error}")
         self._infos = [Infos(infos[n] if n else {}) for n in (t.left_info, t.right_info)]
         self._poses = Poses(poses)
-        for side, known, topic in zip(
+        for side, known, name in zip(
             ("left", "right"), self._infos, (t.left_info, t.right_info), strict=True
         ):
             if not len(known):
-                where = f"on {topic}" if topic else "beside its images"
+                where = f"on {name}" if name else "beside its images"
                 self.bag.note(f"no camera_info of the {side} camera is {where}: there is no depth")
         return (
             {name: np.array(values, np.int64) for name, values in stamps.items()},

@@ -201,7 +201,8 @@ def pair_map(pair: Pair, first: Found, second: Found) -> float:
 
 def _inside(xy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Which points (N, 2) lie inside an image of the given shape; NaN does not."""
-    return ((xy >= 0) & (xy <= [shape[1] - 1, shape[0] - 1])).all(1)
+    inside: np.ndarray = (xy >= 0) & (xy <= [shape[1] - 1, shape[0] - 1])
+    return np.all(inside, axis=1)
 
 
 def corner_error(pair: Pair, first_xy: np.ndarray, second_xy: np.ndarray) -> float:

@@ -163,9 +163,9 @@ def _means(page: Page, metrics: dict) -> None:
 def _pictures(page: Page, evaluation: Evaluation) -> None:
     scene = evaluation.shown
     page.heading(f"Pictures of {scene.name}")
-    networks = [r for r in evaluation.results.values() if isinstance(r.method, NetworkMethod)]
-    for of_method in networks[:1]:
-        network, (found, _) = of_method.method, of_method.shown
+    shown = [(name, r.method, *r.shown) for name, r in evaluation.results.items() if r.shown]
+    networks = [(m, found) for _, m, found, _ in shown if isinstance(m, NetworkMethod)]
+    for network, found in networks[:1]:
         heat, _ = network.dense(scene.left)
         page.heading(f"Heatmap of {network.name}", 3)
         page.figure(
@@ -178,18 +178,20 @@ def _pictures(page: Page, evaluation: Evaluation) -> None:
         page.figure(*figures.positives_figure(scene, found.first.xy, found.second.xy))
         page.heading("Similarity of one descriptor to the image", 3)
         _, dense = network.dense(scene.right)
-        page.figure(*figures.similarity_figure(scene, *found.first, dense))
+        page.figure(
+            *figures.similarity_figure(scene, found.first.xy, found.first.descriptors, dense)
+        )
     page.heading("Stereo matches", 3)
     page.text(
         f"Correct matches are green, wrong ones red, those without ground truth grey. Each picture "
         f"shows at most about {figures.LINES} matches."
     )
-    for name, of_method in evaluation.results.items():
-        left, right = of_method.shown[0].places()
+    for name, _, found, _ in shown:
+        left, right = found.places()
         words = f"{name}: matches without an epipolar constraint."
         page.figure(_matches(scene, left, right, f"{name}, unconstrained"), words)
-    for name, of_method in evaluation.results.items():
-        left, disparity = of_method.shown[1]
+    for name, _, _, published in shown:
+        left, disparity = published
         right = left - np.column_stack([disparity, np.zeros(len(left))])
         words = f"{name}: matches as the front end publishes them, at the refined disparity."
         page.figure(_matches(scene, left, right, f"{name}, within limits"), words)

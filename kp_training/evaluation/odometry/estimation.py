@@ -64,27 +64,30 @@ class OtherFrontend:
         self, left: np.ndarray, right: np.ndarray, calibration: StereoCalibration
     ) -> StereoFeatures:
         """Features of a rectified pair; tracks are not made, similarity is not known."""
-        found = [self.method.detect(image) for image in (left, right)]
-        sides = [_features(side) for side in found]
+        found, found_right = self.method.detect(left), self.method.detect(right)
+        features, features_right = _features(found), _features(found_right)
         rows = np.zeros((0, 2), int)
-        if all(len(side) for side in sides):
-            limits = self._limits(left.shape[1], calibration)
-            rows = match_limited(*found, limits)
-        xy = tuple(side.keypoints for side in sides)
+        if len(features) and len(features_right):
+            rows = match_limited(found, found_right, self._limits(left.shape[1], calibration))
+        xy = features.keypoints, features_right.keypoints
         rows, disparity, sigma = refined((left, right), xy, rows, self.config)
         places, right_places = (side[rows[:, i]] for i, side in enumerate(xy))
         return StereoFeatures(
-            left.shape[1],
-            left.shape[0],
-            *sides,
-            *rows.T.astype(np.uint32),
-            disparity,
-            sigma,
-            np.full(len(rows), np.nan, np.float32),
-            np.full(len(rows), np.nan, np.float32),
-            calibration.points(places, disparity),
-            float(np.median(right_places[:, 1] - places[:, 1])) if len(rows) else math.nan,
-            calibration,
+            width=left.shape[1],
+            height=left.shape[0],
+            left=features,
+            right=features_right,
+            left_index=rows[:, 0].astype(np.uint32),
+            right_index=rows[:, 1].astype(np.uint32),
+            disparity=disparity,
+            disparity_sigma=sigma,
+            similarity=np.full(len(rows), np.nan, np.float32),
+            confidence=np.full(len(rows), np.nan, np.float32),
+            points=calibration.points(places, disparity),
+            row_offset=(
+                float(np.median(right_places[:, 1] - places[:, 1])) if len(rows) else math.nan
+            ),
+            calibration=calibration,
         )
 
     def _limits(self, width: int, calibration: StereoCalibration) -> np.ndarray:
@@ -100,7 +103,7 @@ def _features(found: Found) -> Features:
     descriptors = F.normalize(torch.from_numpy(np.float32(found.descriptors))).numpy()
     nothing = np.zeros(len(found.xy), np.float32)
     return Features(
-        keypoints=np.float32(found.xy),
+        keypoints=found.xy.astype(np.float32),
         scores=nothing,
         descriptors=descriptors,
         track_ids=nothing.astype(np.uint32),
@@ -117,8 +120,8 @@ def match_frames(now: StereoFeatures, before: StereoFeatures) -> tuple[np.ndarra
     sides = []
     for features in (now.left, before.left):
         xy, descriptors = map(torch.from_numpy, (features.keypoints, features.descriptors))
-        sides += [xy, torch.ones(len(features), dtype=torch.bool), descriptors]
-    row = match_temporal(*sides, limits).numpy()
+        sides.append((xy, torch.ones(len(features), dtype=torch.bool), descriptors))
+    row = match_temporal(*sides[0], *sides[1], limits).numpy()
     return np.flatnonzero(row >= 0), row[row >= 0]
 
 
@@ -135,9 +138,9 @@ def motion(before: StereoFeatures, now: StereoFeatures) -> tuple[np.ndarray | No
     good = np.isfinite(points[rows_before, 2])
     places = points[rows_before][good]
     pixels = now.left.keypoints[rows][good].astype(np.float64)
-    if len(places) < FEWEST_INLIERS:
-        return None, 0
     c = now.calibration
+    if len(places) < FEWEST_INLIERS or c is None:
+        return None, 0
     k = np.array([[c.fx, 0, c.cx], [0, c.fy, c.cy], [0, 0, 1]])
     cv2.setRNGSeed(0)
     found, turn, shift, inliers = cv2.solvePnPRansac(
@@ -226,7 +229,8 @@ def drift(
             guessed = np.linalg.inv(estimate[first]) @ estimate[last]
             off = np.linalg.inv(guessed) @ moved
             angle = np.rad2deg(Rotation.from_matrix(off[:3, :3]).magnitude())
-            errors.append((length, 100 * np.linalg.norm(off[:3, 3]) / length, angle / length))
+            share = 100 * float(np.linalg.norm(off[:3, 3])) / length
+            errors.append((length, share, float(angle) / length))
     return errors
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import track
@@ -78,7 +79,8 @@ def evaluate_odometry(
     Raises:
         ValueError: no such sequence or method, or one without poses.
     """
-    results, trajectories, truth = {}, {}, None
+    results, trajectories = {}, {}
+    truth: np.ndarray = np.zeros((0, 4, 4))
     for name in methods:
         method = estimation.stereo_method(name, config)
         posed = posed_frames(path, given or StereoTopics(), reading or Reading())
@@ -114,10 +116,11 @@ def evaluate_odometry(
     }
 
 
-def _noting(frames: Iterator[StereoFrame], poses: list[np.ndarray]) -> Iterator[StereoFrame]:
+def _noting(frames: Iterable[StereoFrame], poses: list[np.ndarray]) -> Iterator[StereoFrame]:
     """The frames; their poses are collected as they pass."""
     for frame in frames:
-        poses.append(frame.pose)
+        if frame.pose is not None:
+            poses.append(frame.pose)
         yield frame
 
 
@@ -134,7 +137,7 @@ def _metrics(followed: estimation.Track, truth: np.ndarray, scene: str) -> dict:
         "inliers": np.array(followed.inliers, float),
         "stereo_matches": np.array(followed.matches, float),
     }
-    result = {}
+    result: dict[str, dict[str, Any]] = {}
     for name, found in values.items():
         mean = float(found.mean()) if found.size else None
         result[name] = {
