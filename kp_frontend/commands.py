@@ -1,4 +1,4 @@
-"""Commands of the robot: demo, node, soak, doctor, bench."""
+"""The robot commands of `kp`: demo, node, soak, doctor, bench."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     try:
         run_demo(arguments.out, arguments.frames, arguments.rate)
     except ExternalShutdownException:
-        sys.exit(143)  # as a shell says SIGTERM
+        sys.exit(143)  # exit status of SIGTERM in a shell
 
 
 def _node(arguments: argparse.Namespace) -> None:
@@ -35,7 +35,7 @@ def _soak(arguments: argparse.Namespace) -> None:
     try:
         result = run_soak(arguments.minutes, arguments.json, arguments.rate, arguments.seed)
     except ExternalShutdownException:
-        sys.exit(130)  # as a shell says SIGINT
+        sys.exit(130)  # exit status of SIGINT in a shell
     if result["errors"]:
         raise RuntimeError(f"soak: {len(result['errors'])} errors, see the table above")
 
@@ -66,22 +66,22 @@ def _sizes(text: str) -> list[tuple[int, int]]:
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add them to `kp`."""
+    """Add the robot commands to `kp`."""
     demo = add_command(
         commands,
         "demo",
-        "replay a real stereo pair through the real node and measure",
+        "stream a real stereo pair through the real node and measure the result",
         "demo --out demo_out",
         _demo,
     )
     demo.add_argument("--out", type=Path, default=Path("demo_out"), help="folder for the results")
-    demo.add_argument("--frames", type=count, default=100, help="pairs to send (default 100)")
-    demo.add_argument("--rate", type=rate, default=10.0, help="pairs a second (default 10)")
+    demo.add_argument("--frames", type=count, default=100, help="number of pairs (default 100)")
+    demo.add_argument("--rate", type=rate, default=10.0, help="pairs per second (default 10)")
 
     node = add_command(
         commands,
         "node",
-        "run the node; what follows goes to ROS",
+        "run the node; all further arguments are passed to ROS",
         "node --ros-args -p model:=tiny -r left/image:=/stereo/left/image_rect",
         _node,
     )
@@ -90,51 +90,61 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     soak = add_command(
         commands,
         "soak",
-        "stream with random faults through the node; check accounting, latency, memory",
+        "stream images with random faults through the node; check counters, latency and memory",
         "soak --minutes 10 --json soak.json",
         _soak,
     )
+    soak.add_argument("--minutes", type=positive, default=10.0, help="duration (default 10)")
+    soak.add_argument("--rate", type=rate, default=10.0, help="pairs per second (default 10)")
+    soak.add_argument("--seed", type=int, default=0, help="seed of the faults (default 0)")
     soak.add_argument(
-        "--minutes", type=positive, default=10.0, help="how long to stream (default 10)"
-    )
-    soak.add_argument("--rate", type=rate, default=10.0, help="pairs a second (default 10)")
-    soak.add_argument("--seed", type=int, default=0, help="of the faults (default 0)")
-    soak.add_argument(
-        "--json", type=Path, help="file for the result; the node's log goes beside it"
+        "--json", type=Path, help="file for the result; the log of the node is written next to it"
     )
 
     doctor = add_command(
         commands,
         "doctor",
-        "what this machine has, and which backend is taken and why",
+        "show hardware, versions and backends of this machine, for bug reports",
         "doctor --size 1280x720",
         _doctor,
     )
-    doctor.add_argument("--model", default="tiny", help="network's name or weights file")
     doctor.add_argument(
-        "--size", type=size, default="640x480", help="of the images (default 640x480)"
+        "--model", default="tiny", help="network name or weights file (default tiny)"
     )
-    doctor.add_argument("--json", type=Path, help="file to write the report to")
+    doctor.add_argument("--size", type=size, default="640x480", help="image size (default 640x480)")
+    doctor.add_argument("--json", type=Path, help="file for the report")
 
     bench = add_command(
         commands,
         "bench",
-        "time and memory beside ORB, SIFT and a SuperPoint-shaped network",
+        "measure time and memory of the front end, ORB, SIFT and a SuperPoint-shaped network",
         "bench --sizes 640x480 --methods tiny,orb --json bench.json",
         _bench,
     )
-    bench.add_argument("--sizes", type=_sizes, default="640x480,1280x720,1920x1080")
+    bench.add_argument(
+        "--sizes",
+        type=_sizes,
+        default="640x480,1280x720,1920x1080",
+        help="comma-separated list (default 640x480,1280x720,1920x1080)",
+    )
     bench.add_argument(
         "--methods",
         default="tiny,base,orb,sift,superpoint_shape",
-        help="networks by name or weights file, and peers: orb, sift, superpoint_shape",
+        help="comma-separated list: network names or weights files, orb, sift, superpoint_shape "
+        "(default: all)",
     )
-    bench.add_argument("--backends", default="tensorrt,cuda,openvino,torch")
-    bench.add_argument("--rounds", type=count, default=30, help="calls of each (default 30)")
-    bench.add_argument("--json", type=Path, help="file to write")
+    bench.add_argument(
+        "--backends",
+        default="tensorrt,cuda,openvino,torch",
+        help="comma-separated list; unavailable backends are skipped (default: all)",
+    )
+    bench.add_argument(
+        "--rounds", type=count, default=30, help="timed calls of each method (default 30)"
+    )
+    bench.add_argument("--json", type=Path, help="file for the results")
     bench.add_argument(
         "--memory-calls",
         type=int,
         default=3,
-        help="calls of each in a process of its own to measure memory (default 3; 0: none)",
+        help="calls of each method in a separate process to measure memory (default 3; 0: none)",
     )

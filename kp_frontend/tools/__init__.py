@@ -1,1 +1,1 @@
-"""What a user runs beside the node: demo, benchmark, soak test, machine report."""
+"""Tools around the node: demo, benchmark, soak test, machine report."""

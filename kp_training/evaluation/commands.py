@@ -88,7 +88,7 @@ def _odometry(arguments: argparse.Namespace) -> None:
     table = Table(*rows[0], title=f"{sequence['frames']} frames, {sequence['metres']:.1f} m")
     for row in rows:
         table.add_row(*map(shown, row.values()))
-    left_out = [f"left out: {reason}" for reason in sequence["left_out"]]
+    left_out = [f"skipped: {reason}" for reason in sequence["left_out"]]
     _finish(arguments.out, result, report.odometry_report(result), table, left_out)
 
 

@@ -1,4 +1,4 @@
-"""Metrics on made data with known answers, scenes in every layout, and methods."""
+"""Metrics on synthetic data with known results, scenes in every layout, and methods."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_perfect_matches():
         ),
     ],
 )
-def test_each_metric_notices_its_error(shift, worse, kept):
+def test_each_metric_detects_its_error(shift, worse, kept):
     scene, left, (xy, descriptors) = made()
     moved = xy.copy()
     moved[:21] += shift
@@ -108,7 +108,7 @@ def test_each_metric_notices_its_error(shift, worse, kept):
         assert metrics[name] == perfect[name], name
 
 
-def test_confused_descriptors_make_no_matches_and_lower_the_map():
+def test_swapped_descriptors_lower_accuracy_and_map():
     scene, left, (xy, descriptors) = made()
     swapped = descriptors[np.r_[1:40, 0]]  # each keypoint looks like its neighbour
     metrics = scene_metrics(scene, left, (xy, swapped))
@@ -116,7 +116,7 @@ def test_confused_descriptors_make_no_matches_and_lower_the_map():
     assert metrics["descriptor_map"] < 0.1 and metrics["disparity_accuracy"] < 0.1
 
 
-def test_unknown_disparity_counts_for_nothing():
+def test_unknown_disparity_does_not_count():
     scene, left, right = made()
     scene.disparity[:, :100] = np.nan
     metrics = scene_metrics(scene, left, right)
@@ -125,9 +125,9 @@ def test_unknown_disparity_counts_for_nothing():
     assert metrics["disparity_accuracy"] == 1.0
 
 
-def test_keypoints_that_leave_the_image_are_not_asked_to_repeat():
+def test_keypoints_outside_the_other_image_do_not_count_for_repeatability():
     scene, left, (xy, descriptors) = made()
-    scene.disparity[:, :60] = 70.0  # true places left of the right image
+    scene.disparity[:, :60] = 70.0  # true positions left of the right image
     gone = left[0][:, 0] < 60
     kept = xy[~gone]
     metrics = scene_metrics(scene, left, (kept, descriptors[~gone]))
@@ -136,7 +136,7 @@ def test_keypoints_that_leave_the_image_are_not_asked_to_repeat():
     assert without["repeatability"] == pytest.approx(1 - 1 / (~gone).sum())
 
 
-def test_the_mask_takes_out_occluded_keypoints_where_it_is_said():
+def test_the_mask_excludes_occluded_keypoints():
     scene, left, (xy, descriptors) = made()
     hidden = left[0][:, 0] >= 120
     mask = np.ones((100, 200), bool)
@@ -150,13 +150,13 @@ def test_the_mask_takes_out_occluded_keypoints_where_it_is_said():
 def test_left_right_check_and_both_directions():
     scene, left, right = made()
     back = np.full((100, 200), 10.0, np.float32)
-    back[:, 100:] = 50.0  # something nearer is seen there: the left pixels are hidden
+    back[:, 100:] = 50.0  # something nearer occludes the left pixels there
     scene = dataclasses.replace(scene, right_disparity=back)
     visible = left_view(scene).visible
-    assert not visible[:, :10].any()  # their places are outside
+    assert not visible[:, :10].any()  # their positions are outside
     assert visible[:, 10:110].all() and not visible[:, 110:].any()
     assert right_view(scene).visible[:, :100].all()
-    # Of right to left, keypoints right of 100 belong 50 px away, where the left has none by plan.
+    # From right to left, keypoints right of 100 belong 50 px away, where the left image has none.
     forth = scene_metrics(dataclasses.replace(scene, right_disparity=None), left, right)
     both = scene_metrics(scene, left, right)
     assert forth["repeatability"] == 1.0 and 0.5 < both["repeatability"] < 1.0
@@ -177,7 +177,7 @@ def test_distances_and_mutual_neighbours():
     rows = mutual_nearest(np.array([[1.0, 5.0], [0.5, 3.0], [4.0, 2.0]]))
     assert rows.tolist() == [[1, 0], [2, 1]]
     assert mutual_nearest(np.zeros((0, 3))).shape == (0, 2)
-    # A dark image: the length of no descriptors is not that of the others.
+    # A dark image: without keypoints, the descriptor length is unknown.
     assert squared_distances(np.zeros((0, 1)), right).shape == (0, 30)
 
 
@@ -225,7 +225,7 @@ def test_metrics_are_strict_json(tmp_path):
     assert found == {"limits": {"max_depth": None}, "means": [1.5, None]}
 
 
-def test_means_leave_nothing_out_in_silence():
+def test_means_report_excluded_scenes():
     rows = {"a": {"x": 1.0, "y": None}, "b": {"x": 3.0, "y": 2.0}}
     found = summary(["x", "y"], rows)
     assert found["x"] == {"mean": 2.0, "std": 1.0, "per_scene": {"a": 1.0, "b": 3.0}}
@@ -249,7 +249,7 @@ def test_disparity_maps_are_read(tmp_path):
 
 
 def write_scene(place: Path, left: str, right: str, maps: list[str], height: int) -> None:
-    """A scene of gradients in a layout; PFM maps say 7, the others store 24."""
+    """A scene of gradients in a layout. PFM maps have disparity 7, the others store 24."""
     (place / left).parent.mkdir(parents=True, exist_ok=True)
     image = np.tile(np.arange(64, dtype=np.uint8), (height, 1))
     for name in (left, right):
@@ -278,7 +278,7 @@ def write_scene(place: Path, left: str, right: str, maps: list[str], height: int
         ("im0.png", "im1.png", ["disp0GT.pfm", "disp1GT.pfm"], 100, 7),  # MiddEval3
     ],
 )
-def test_every_release_is_found(tmp_path, left, right, maps, height, pixels):
+def test_every_release_layout_is_found(tmp_path, left, right, maps, height, pixels):
     write_scene(tmp_path / "set/thing", left, right, maps, height)
     found, skipped = find_scenes(tmp_path)
     assert not skipped and [files.name for files in found] == ["set/thing"]
@@ -326,7 +326,7 @@ def test_a_broken_scene_is_named_and_the_others_are_measured(tmp_path, spoil, re
     assert words.startswith("bad: ") and reason in words
 
 
-def test_what_cannot_be_evaluated_is_named(tmp_path):
+def test_unusable_folders_are_reported(tmp_path):
     with pytest.raises(ValueError, match=r"neither scenes\.json nor a scene"):
         load_scenes(tmp_path)
     with pytest.raises(ValueError, match="is not a folder"):
@@ -356,7 +356,7 @@ def test_real_scenes_load():
 
 
 @needs_middlebury
-def test_layouts_find_what_the_listing_says(tmp_path):
+def test_layouts_agree_with_the_listing(tmp_path):
     listed, _ = find_scenes(MIDDLEBURY)
     for path in MIDDLEBURY.iterdir():
         if path.is_dir():
@@ -400,9 +400,11 @@ def test_methods_find_a_known_shift(name):
     assert len(method.match(*nothing)) == len(method.publish((dark, dark), *nothing).disparity) == 0
 
 
-def test_peers_are_published_under_the_front_ends_own_steps():
-    """The front end's keypoints, given as a peer's, become the matches that it publishes, however
-    long the peer's descriptors are."""
+def test_other_methods_are_published_with_the_front_ends_steps():
+    """The front end's keypoints, passed as another method's, give the published matches.
+
+    The length of the descriptors does not matter.
+    """
     left, right = textured(12)
     frontend = StereoFrontend(FrontendConfig(backend="torch", max_keypoints=300))
     features = frontend(left, right)

@@ -1,4 +1,4 @@
-"""Homography metrics on made data with known answers, and the layouts of sequences."""
+"""Homography metrics on synthetic data with known results, and the layouts of sequences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHEAR = np.array([[1.0, 0.05, 6.0], [-0.02, 0.98, 4.0], [1e-5, 0, 1]])
 
 
 def made(count: int = 40) -> tuple[Pair, Found, Found, np.ndarray]:
-    """Keypoints whose second places are exact, and that match perfectly; all in both images."""
+    """Keypoints with exact positions in both images that match perfectly."""
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(np.arange(20, 180, 15), np.arange(20, 130, 15)), -1)
     xy = rng.permutation(grid.reshape(-1, 2))[:count].astype(float)
@@ -58,7 +58,7 @@ def test_perfect_matches():
         (6.0, ["homography_accuracy_5px"], ["total_matches"]),
     ],
 )  # fmt: skip
-def test_each_metric_notices_its_error(shift, worse, kept):
+def test_each_metric_detects_its_error(shift, worse, kept):
     pair, first, second, matches = made()
     perfect = pair_metrics(pair, first, second, matches)
     moved = second._replace(xy=second.xy + np.array([shift, 0.0]))
@@ -76,15 +76,16 @@ def test_half_of_the_matches_wrong():
     wrong[:20, 1] = np.roll(wrong[:20, 1], 1)
     metrics = pair_metrics(pair, first, second, wrong)
     assert metrics["matching_accuracy"] == metrics["matching_score"] == 0.5
-    assert metrics["homography_accuracy_1px"] == 1.0  # RANSAC finds the right half
+    assert metrics["homography_accuracy_1px"] == 1.0  # RANSAC finds the correct half
     swapped = second._replace(descriptors=np.roll(second.descriptors, 1, 0))
     assert pair_map(pair, first, swapped) < 0.1
 
 
-def test_keypoints_outside_of_the_shared_part_do_not_count():
+def test_keypoints_outside_the_shared_area_do_not_count():
     pair, first, second, matches = made()
     far = Found(np.vstack([first.xy, [[199.0, 0.0]]]), np.eye(41, dtype=np.float32))
-    shifted = pair.matrix + np.array([[0, 0, 40], [0, 0, 0], [0, 0, 0]])  # takes the last one out
+    # The shift moves the last keypoint outside.
+    shifted = pair.matrix + np.array([[0, 0, 40], [0, 0, 0], [0, 0, 0]])
     moved = Pair("moved", pair.first, np.zeros((150, 260), np.uint8), shifted)
     inside = second._replace(xy=warp(first.xy, shifted))
     assert pair_metrics(moved, first, inside, matches)["repeatability"] == 1.0
@@ -94,7 +95,7 @@ def test_keypoints_outside_of_the_shared_part_do_not_count():
     assert metrics["repeatability"] == metrics["matching_score"] == 1.0
 
 
-def test_too_few_matches_make_no_homography():
+def test_too_few_matches_count_as_a_wrong_homography():
     pair, first, second, matches = made()
     assert corner_error(pair, first.xy[:3], second.xy[:3]) == np.inf
     metrics = pair_metrics(pair, first, second, matches[:3])
@@ -105,7 +106,7 @@ def test_too_few_matches_make_no_homography():
     assert pair_map(pair, first, nothing) == 0.0
 
 
-def test_points_behind_the_camera_have_no_place():
+def test_points_behind_the_camera_are_nan():
     tilted = np.array([[1, 0, 0], [0, 1, 0], [-0.01, 0, 1.0]])
     places = warp(np.array([[50.0, 10.0], [150.0, 10.0]]), tilted)
     np.testing.assert_allclose(places[0], [100, 20])
@@ -115,7 +116,7 @@ def test_points_behind_the_camera_have_no_place():
 def write_sequence(
     place: Path, image: str, matrix: str, size: tuple[int, int] = (200, 150)
 ) -> None:
-    """A first image of blurred noise and a second one that SHEAR makes of it."""
+    """An image of blurred noise, and the same image transformed by SHEAR."""
     place.mkdir(parents=True)
     noise = np.random.default_rng(2).integers(0, 256, size[::-1], np.uint8)
     first = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 2), None, 0, 255, cv2.NORM_MINMAX)
@@ -125,7 +126,7 @@ def write_sequence(
     np.savetxt(place / matrix, SHEAR)
 
 
-def test_layouts_and_what_is_missing(tmp_path):
+def test_layouts_and_missing_files(tmp_path):
     write_sequence(tmp_path / "v_wall", "{}.ppm", "H_1_2")
     write_sequence(tmp_path / "graf", "img{}.png", "H1to2p")
     np.savetxt(tmp_path / "graf/H1to3p", SHEAR)

@@ -1,4 +1,4 @@
-"""The report's page: what is in the file, and that it works in a browser."""
+"""The report page: its content, and that it works in a browser."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kp_training.evaluation.metrics import METRICS
 from kp_training.evaluation.page import Page, shown
 
 
-def test_values_are_shown_as_a_reader_wants_them():
+def test_values_are_formatted():
     assert [shown(v) for v in (None, float("nan"), 3, 0.12345, 12.34, 456.8)] == [
         "-", "-", "3", "0.123", "12.3", "457",
     ]  # fmt: skip
@@ -37,7 +37,7 @@ def test_a_table_marks_the_best_and_escapes_words(tmp_path):
     assert '<td data-value="">-</td>' in words  # c has no error
 
 
-def test_a_table_knows_no_other_best():
+def test_a_table_rejects_an_unknown_best():
     with pytest.raises(KeyError):
         Page("").table([{"a": 1}], best={"a": "most"})
 
@@ -60,7 +60,7 @@ def evaluated(tmp_path_factory):
     return folder / "out"
 
 
-def test_metrics_file_has_the_agreed_form(evaluated):
+def test_metrics_file_has_the_documented_format(evaluated):
     metrics = json.loads((evaluated / "metrics.json").read_text())
     assert set(metrics) == {"scenes", "protocol", "methods"}
     assert metrics["scenes"] == ["first", "second"]
@@ -94,7 +94,7 @@ def test_report_has_study_figures_skipped_scenes_and_pictures(evaluated):
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
-# Runs in the page: clicks the heads of the per-scene table and notes what is to be seen.
+# Runs in the page: clicks the headers of the per-scene table and records the result.
 PROBE = """
 <script>
 const tables = [...document.querySelectorAll("table")];
@@ -122,7 +122,7 @@ window.addEventListener("load", () => {
 
 
 def browse(page, folder) -> tuple[str, list[str]]:
-    """A page's title and what a browser wrote to its console."""
+    """The title of a page and the browser's console output."""
     options = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -151,11 +151,11 @@ def test_the_report_works_in_a_browser(evaluated, tmp_path):
     assert seen["falls"] == "descending" and seen["falling"] != seen["before"]
     assert [float(value) for value in seen["rising"]] == sorted(numbers)
     assert seen["methods"] == ["orb", "orb", "sift", "sift", "tiny", "tiny"]
-    assert not seen["wide"]  # a phone's screen is not exceeded: tables scroll by themselves
+    assert not seen["wide"]  # the page fits a phone screen: tables scroll separately
 
 
 @in_browser
-def test_the_browser_tells_of_errors(tmp_path):
+def test_browser_errors_are_detected(tmp_path):
     page = tmp_path / "bad.html"
     page.write_text("<title>bad</title><script>nothing()</script>")
     title, console = browse(page, tmp_path / "profile")

@@ -1,4 +1,4 @@
-"""A larger network starts as the smaller one, and learns with all its channels."""
+"""A larger network is initialised from a smaller one, and trains all its channels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDER = replace(
 
 
 def grown(small, config):
-    """A new network of `config` that starts as `small`."""
+    """A new network of `config`, initialised from `small`."""
     network = KeypointNetwork(config)
     grow(small, network)
     return network
@@ -33,7 +33,7 @@ def image():
     return torch.randint(0, 256, (1, 1, 64, 96), dtype=torch.uint8, generator=generator)
 
 
-def test_a_wider_network_sees_what_the_small_one_does(image):
+def test_a_wider_network_computes_the_same_as_the_small_one(image):
     small = load_network("tiny")
     torch.manual_seed(0)
     wide = grown(small, WIDER).eval()
@@ -65,18 +65,18 @@ def test_new_channels_learn(image):
     (logits.square().mean() + descriptors.std()).backward()
     for name, parameter in wide.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
-    # What the old channels hear of the new ones is nothing yet, but it is learned.
+    # The weights from new to old channels start at zero, but are trained.
     kernel = wide.stages[2].down[0].weight
     assert kernel[:64, 24:].abs().max() == 0 and kernel.grad[:64, 24:].abs().max() > 0
 
 
 @pytest.mark.parametrize("change", [{"channels": (12, 24, 64, 96)}, {"depths": (1, 2, 3, 2)}])
-def test_a_network_does_not_shrink(change):
+def test_a_larger_start_network_is_rejected(change):
     with pytest.raises(ValueError, match="cannot start from a larger network"):
         grown(build_network("tiny"), replace(TINY, **change))
 
 
-def test_a_deeper_network_keeps_the_levels_it_had():
+def test_a_deeper_network_keeps_the_existing_levels():
     small = load_network("tiny")
     deep = grown(small, replace(TINY, depths=(2, 2, 3, 4)))
     assert torch.equal(deep.stages[0].down[0].weight, small.stages[0].down[0].weight)

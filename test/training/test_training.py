@@ -39,7 +39,7 @@ from kp_training.views import (
 )
 
 
-def test_warped_points_show_what_the_warped_image_shows(training_images, training_labels):
+def test_warped_points_match_the_warped_image(training_images, training_labels):
     labels = load_labels(training_images, training_labels)
     data = PairDataset(labels, np.arange(4), 12, 5, ViewConfig())
     again = PairDataset(labels, np.arange(4), 12, 5, ViewConfig())
@@ -60,7 +60,7 @@ def test_warped_points_show_what_the_warped_image_shows(training_images, trainin
             shown += len(here)
             assert (there - here).abs().quantile(0.9) < 3.0  # grey levels
             views.append((place, visible, shift))
-        # The way from the first view to the second is the same by either path.
+        # Both ways from the first view to the second give the same point.
         places, seen, shifts = zip(*views, strict=True)
         shift = torch.stack(shifts)
         maps = {"shift": shift, "known": torch.ones_like(shift)}
@@ -70,7 +70,7 @@ def test_warped_points_show_what_the_warped_image_shows(training_images, trainin
     assert shown > 1000
 
 
-def test_front_layers_hide_what_is_behind_them(training_images, training_labels):
+def test_front_layers_occlude_the_image_behind(training_images, training_labels):
     labels = load_labels(training_images, training_labels)
     config = replace(load_config("release"), correspondences=600)
     views = {}
@@ -81,15 +81,15 @@ def test_front_layers_hide_what_is_behind_them(training_images, training_labels)
         )  # fmt: skip
         data = PairDataset(labels, np.arange(4), 8, 3, drawn)
         batch = default_collate([data[i] for i in range(8)])
-        batch["noise"] = torch.full_like(batch["noise"], 0.5)  # light as it is
+        batch["noise"] = torch.full_like(batch["noise"], 0.5)  # no photometric change
         torch.manual_seed(0)
         made = make_views(batch, replace(config, views=drawn))
         views[stereo_share, front_share] = batch, made
-    # Under homographies there is no depth, so nothing is in front.
+    # Homographies have no depth, so there is no front layer.
     torch.testing.assert_close(views[0.0, 1.0][1]["images"], views[0.0, 0.0][1]["images"])
     torch.testing.assert_close(views[0.0, 1.0][1]["sure"][..., :1000], views[0.0, 0.0][1]["sure"])
     assert not views[0.0, 1.0][1]["sure"][..., 1000:].any()
-    # Points of both layers show the same in both views; those of the front are the nearest.
+    # Points of both layers look the same in both views; the front layer is the nearest.
     batch, made = views[1.0, 1.0]
     moved = (made["points"][0] - made["points"][1])[..., 0]
     nearest = batch["relief"].flatten(1).amax(1)[:, None]
@@ -100,7 +100,7 @@ def test_front_layers_hide_what_is_behind_them(training_images, training_labels)
         assert there.sum() > 200
         apart = (left - right).abs()[there]
         assert apart.median() < 6 and apart.quantile(0.95) < 40  # grey levels
-    # A keypoint is labelled on the layer that is seen there, and nothing at the outlines.
+    # Keypoints are labelled on the visible layer, and none at the outlines.
     cover = torch.zeros(8, 1, 512, 512)
     cover[..., 200:300, 200:300] = 1.0
     flat = torch.zeros(8, 240, 320)
@@ -113,10 +113,10 @@ def test_front_layers_hide_what_is_behind_them(training_images, training_labels)
     points = points.expand(8, -1, -1)
     assert behind.place(points)[1][0].tolist() == [True, False, False, False]
     assert ahead.place(points)[1][0].tolist() == [False, True, False, False]
-    assert ahead.place(points)[0][0, 1].tolist() == [240.0, 220.0]  # nearer: farther left
+    assert ahead.place(points)[0][0, 1].tolist() == [240.0, 220.0]  # nearer points lie farther left
 
 
-def test_light_changes_are_of_the_kind_that_is_asked_for():
+def test_photometric_changes_match_the_setting():
     torch.manual_seed(0)
     image = cv2.GaussianBlur(np.random.default_rng(0).random((64, 96)) * 255, None, 1.0)
     image = torch.from_numpy(np.float32(image))[None, None]
@@ -124,7 +124,7 @@ def test_light_changes_are_of_the_kind_that_is_asked_for():
         u = torch.full((1, NOISE), 0.5)
         u[:, 5], u[:, 7] = 0.0, 1.0
         middle = photometric(image, u, kind)
-        torch.testing.assert_close(middle, image.round())  # the numbers' middle changes nothing
+        torch.testing.assert_close(middle, image.round())  # medium values change nothing
     u = torch.full((1, NOISE), 0.5)
     u[:, 5], u[:, 7] = 0.0, 1.0
     across = u.clone()
@@ -132,7 +132,7 @@ def test_light_changes_are_of_the_kind_that_is_asked_for():
     gain = photometric(image, across, "camera")[..., -8:].mean() / image[..., -8:].mean()
     assert 1.15 < gain < 1.35
     blocky = u.clone()
-    blocky[:, 7] = 0.0  # JPEG's blocks: less detail within them, and nothing else changed
+    blocky[:, 7] = 0.0  # JPEG blocks: less detail within them, nothing else changes
     fine = (photometric(image, blocky, "strong") - image).abs().mean()
     assert 5 < fine < 60
     assert (photometric(image, u, "strong") - image.round()).abs().max() < 1
@@ -141,7 +141,7 @@ def test_light_changes_are_of_the_kind_that_is_asked_for():
     lit = photometric(image / 4, u, "strong") / (image / 4)
     assert lit[..., :8, :8].mean() > 1.3 and lit[..., -8:, -8:].mean() < 0.8
     assert (lit[..., 28:36, 44:52].mean() - 1).abs() < 0.1
-    u[:, 8] = 0.0  # as strong as this number says
+    u[:, 8] = 0.0  # strength of the uneven light
     assert (photometric(image, u, "strong") - image.round()).abs().max() < 1
     u = torch.full((1, NOISE), 0.5)
     u[:, 5], u[:, 6], u[:, 7] = 0, 1.0, 0.0
@@ -152,13 +152,13 @@ def test_light_changes_are_of_the_kind_that_is_asked_for():
     assert blocks.mean() < image.unfold(2, 8, 8).unfold(3, 8, 8).std((-1, -2)).mean()
 
 
-def test_target_is_a_splat_whose_centroid_is_the_keypoint():
+def test_centroid_of_the_target_is_the_keypoint():
     points = torch.tensor([[[20.25, 11.5], [7.5, 3.0], [40.0, 5.0]]])
     weight = torch.tensor([[1.0, 1.0, 0.0]])
     target = keypoint_target(points, weight, 16, 48)
     assert target.sum() == 2
     heat = target[0]
-    # The second keypoint is shared by two pixels; the third counts for nothing.
+    # The second keypoint is shared by two pixels; the third has weight 0.
     assert heat[3, 7] == heat[3, 8] == 0.5
     assert heat[:, 30:].sum() == 0
     window = heat[10:14, 18:23]
@@ -169,7 +169,7 @@ def test_target_is_a_splat_whose_centroid_is_the_keypoint():
     assert detector_loss(perfect, target) < detector_loss(torch.zeros_like(perfect), target)
 
 
-def test_descriptor_loss_knows_right_from_wrong():
+def test_descriptor_loss_is_low_for_correct_and_high_for_wrong_matches():
     torch.manual_seed(0)
     left = torch.nn.functional.normalize(torch.randn(2, 50, 16), dim=-1)
     points = torch.rand(2, 50, 2) * 1000
@@ -178,12 +178,12 @@ def test_descriptor_loss_knows_right_from_wrong():
     bad, none = descriptor_loss(left, left.flip(1), points, seen, 0.07)
     assert good < 0.1 and share == 1
     assert bad > 3 and none < 0.1
-    # What neither view shows has no say.
+    # Points visible in neither view do not count.
     half = seen.clone()
     half[..., 25:] = False
     spoiled = torch.cat([left[:, :25], left[:, 25:].flip(1)], 1)
     assert descriptor_loss(left, spoiled, points, half, 0.07)[1] == 1
-    # What one view alone shows can be mistaken for a match, but is none itself.
+    # Points visible in one view are negatives, but not matches.
     spoiled[:, 25:] = left[:, :25]
     alone, confused = half.clone(), descriptor_loss(left, spoiled, points, half, 0.07)[0]
     alone[1, :, 25:] = True
@@ -194,7 +194,7 @@ def test_descriptor_loss_knows_right_from_wrong():
     assert found[0] < 0.2 and found[1] > 0.9
 
 
-def test_position_loss_compares_the_views_alone():
+def test_position_loss_compares_only_the_views():
     def heat_at(points):  # logits of Gaussian peaks
         y, x = torch.meshgrid(torch.arange(32.0), torch.arange(48.0), indexing="ij")
         apart = (x - points[:, 0, None, None]) ** 2 + (y - points[:, 1, None, None]) ** 2
@@ -209,23 +209,23 @@ def test_position_loss_compares_the_views_alone():
         logits = torch.stack([heat_at(left + off_left), heat_at(right + off_right)])[:, None]
         return position_loss(logits, labels, sure, counts)
 
-    # Labels that are off by the same in both views cost little, what differs costs.
+    # An error that is the same in both views costs little, a difference costs more.
     assert loss(0.0, 0.0) < 0.01 and loss(both, both) < 0.05
     assert loss(both, -both) > 5 * loss(both, both)
-    # What one view alone shows, other pairs of views, and places without heat do not count.
+    # Points visible in one view, other pairs of views and positions without heat do not count.
     assert loss(both, -both, torch.tensor([[[1.0, 1.0]], [[0.0, 0.0]]])) == 0
     assert loss(both, -both, counts=~yes) == 0
     far = labels.clone()
     far[0, 0, 0, 0] += 20
     logits = torch.stack([heat_at(left), heat_at(right)])[:, None]
     assert position_loss(logits, far, sure, yes) < 0.02
-    # It can be descended.
+    # Gradient descent reduces it.
     off = torch.tensor([0.5, 0.4], requires_grad=True)
     loss(off, 0.0).backward()
     assert (off.grad > 0).all()
 
 
-def test_triplets_pull_the_same_keypoint_together():
+def test_triplet_loss_is_low_for_corresponding_descriptors():
     torch.manual_seed(0)
     left = torch.nn.functional.normalize(torch.randn(2, 50, 16), dim=-1)
     points = torch.rand(2, 50, 2) * 1000
@@ -236,12 +236,12 @@ def test_triplets_pull_the_same_keypoint_together():
     assert triplet_loss(left, left, points, valid & False, 1.0)[0] == 0
 
 
-def test_heatmap_loss_is_lowest_where_the_labels_are():
+def test_heatmap_loss_is_lowest_at_the_labels():
     points = torch.tensor([[[20.0, 11.0], [40.0, 5.0]]])
     target = gaussian_heatmap(points, torch.tensor([[1.0, 0.0]]), 16, 48, 1.5)
     assert target[0, 11, 20] == 1 and target[0, :, 30:].sum() == 0
     assert target[0, 11, 22] == pytest.approx(np.exp(-4 / 4.5))
-    # Whatever the weight, the lowest loss is at the logits of the targets themselves.
+    # For any weight, the loss is lowest at the logits of the targets.
     best = target[:, None].clamp(1e-4, 1 - 1e-4).logit().requires_grad_()
     flat = detector_loss(torch.zeros_like(best), target, 500.0)
     assert detector_loss(best, target, 500.0) < flat < detector_loss(-best, target, 500.0)
@@ -251,7 +251,7 @@ def test_heatmap_loss_is_lowest_where_the_labels_are():
         assert half.grad.abs().max() < 1e-6
 
 
-def test_a_recipe_with_a_slip_is_refused(tmp_path):
+def test_an_invalid_recipe_is_rejected(tmp_path):
     (tmp_path / "slip.yaml").write_text("stepz: 3\n")
     with pytest.raises(ValueError, match="stepz"):
         load_config(str(tmp_path / "slip.yaml"))
@@ -274,15 +274,15 @@ def test_a_recipe_with_a_slip_is_refused(tmp_path):
             load_config(str(tmp_path / "slip.yaml"))
 
 
-def test_the_frame_of_an_image_is_not_labelled():
+def test_image_borders_are_not_labelled():
     for grey in (40.0, 250.0):
         flat = torch.full((240, 320), grey)
         found = [adapted_keypoints(load_network("tiny"), flat, 12, 500, 0) for _ in range(2)]
-        assert len(found[0]) < 10  # of the noise; the frame alone would have more
+        assert len(found[0]) < 10  # from the noise; the border alone would add more
         np.testing.assert_array_equal(*found)
 
 
-def test_second_round_labels_are_what_the_network_finds_again(training_images, tmp_path):
+def test_second_round_labels_are_repeatable_keypoints_of_the_network(training_images, tmp_path):
     images = training_images
     labels, unreadable = relabel_folder(images, tmp_path / "labels.npz", "tiny", views=4, most=500)
     assert not unreadable and len(labels) == 4
@@ -290,7 +290,7 @@ def test_second_round_labels_are_what_the_network_finds_again(training_images, t
     assert len(rows) > 100
     assert (rows[:, :2] >= 0).all() and (rows[:, :2] < [400, 300]).all()
     assert ((rows[:, 2] >= 0) & (rows[:, 2] <= 1)).all()
-    # The command makes the same ones.
+    # The command produces the same labels.
     options = ["--model", "tiny", "--views", "4", "--most", "500"]
     assert main(["label", str(images), "--out", str(tmp_path / "same.npz"), *options]) == 0
     again = load_labels(images, tmp_path / "same.npz")
@@ -304,4 +304,4 @@ def test_second_round_labels_are_what_the_network_finds_again(training_images, t
     best = train(config, images, tmp_path / "run", "cpu", 0, labels_file=file, start="tiny")
     before, after = load_network("tiny").state_dict(), load_network(best).state_dict()
     moved = [(before[k] - after[k]).abs().max().item() for k in before if before[k].ndim == 4]
-    assert 0 < max(moved) < 0.1  # it went on from the weights it was given
+    assert 0 < max(moved) < 0.1  # it started from the given weights

@@ -51,7 +51,7 @@ def test_labels_are_stored_and_unreadable_images_listed(training_images, tmp_pat
         label_folder(tmp_path / "empty", tmp_path / "x.npz")
 
 
-def test_labelling_goes_on_where_it_was_stopped(training_images, tmp_path, monkeypatch):
+def test_interrupted_labelling_resumes(training_images, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PART", 1)
     asked = []
 
@@ -69,7 +69,7 @@ def test_labelling_goes_on_where_it_was_stopped(training_images, tmp_path, monke
     labels, _ = label_in_parts(training_images, tmp_path / "labels.npz", rows_of, {"detector": "x"})
     assert asked == ["brick.png", "camera.png", "a stop", "coins.png", "grass.png"]
     assert [labels.of_image(i)[0, 0] for i in range(4)] == [9, 10, 9, 9]
-    # Parts made with other settings are not used.
+    # Intermediate results with other settings are not reused.
     asked[:] = ["brick.png"]
     with pytest.raises(KeyboardInterrupt):
         label_in_parts(training_images, tmp_path / "y.npz", rows_of, {"detector": "x"})
@@ -86,7 +86,7 @@ def test_labelling_goes_on_where_it_was_stopped(training_images, tmp_path, monke
     assert asked == ["brick.png", "camera.png"]
 
 
-def test_what_a_detector_cannot_take_is_left_out(training_images, tmp_path):
+def test_images_that_the_detector_rejects_are_skipped(training_images, tmp_path):
     shutil.copy(training_images / "coins.png", tmp_path)
     cv2.imwrite(str(tmp_path / "tiny.png"), np.zeros((1, 1), np.uint8))
     labels, left_out = label_folder(tmp_path, tmp_path / "labels.npz", views=2, detector="orb")
@@ -118,7 +118,7 @@ RGBD = [
 ]
 
 
-def test_the_rgbd_object_data_set_is_read_by_instance_and_colour_only(tmp_path):
+def test_rgbd_object_dataset_uses_colour_images_and_splits_by_instance(tmp_path):
     others = ["apple_1_1_1_depthcrop.png", "apple_1_1_1_maskcrop.png", "apple_1_1_1_loc.txt"]
     beside = [f"rgbd-dataset/apple/apple_1/{name}" for name in others]
     beside += ["rgbd-dataset/cap/cap_1/cap_1_2_11_depth.png"]
@@ -126,7 +126,7 @@ def test_the_rgbd_object_data_set_is_read_by_instance_and_colour_only(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     assert [str(p.relative_to(tmp_path)) for p in find_images(tmp_path)] == sorted(RGBD)
-    (tmp_path / "ski_mask.png").write_bytes(b"")  # of no other image: a picture of its own
+    (tmp_path / "ski_mask.png").write_bytes(b"")  # no matching colour image: an ordinary image
     assert tmp_path / "ski_mask.png" in find_images(tmp_path)
     scenes = [scene_of(name) for name in RGBD]
     assert scenes[0] == scenes[1] == "rgbd-dataset/apple/apple_1" and len(set(scenes)) == 4
@@ -154,7 +154,7 @@ def stereo_set(tmp_path_factory):
         (folder / scene).mkdir()
         cv2.imwrite(str(folder / scene / "left.png"), views[0])
         cv2.imwrite(str(folder / scene / "right.png"), views[1])
-        disparity[:5] = 0  # not known
+        disparity[:5] = 0  # unknown
         cv2.imwrite(str(folder / scene / "disparity.png"), disparity * 4)
         entries.append({"dir": scene, "left": "left.png", "right": "right.png", "scale": 4})
     entries[0]["gt"] = "disparity.png"
@@ -164,9 +164,9 @@ def stereo_set(tmp_path_factory):
     return labels
 
 
-def test_stereo_pairs_are_trained_on_as_they_are(stereo_set, tmp_path):
+def test_real_stereo_pairs_become_corresponding_views(stereo_set, tmp_path):
     names = ["room/left.png", "room/right.png", "yard/left.png", "yard/right.png"]
-    assert list(stereo_set.paths) == names  # disparity maps are no images
+    assert list(stereo_set.paths) == names  # disparity maps are not listed as images
     train, held_out = split_images(stereo_set, 0, tmp_path / "split.json")
     assert sorted((*train, *held_out)) == [0, 1, 2, 3] and abs(int(train[0]) - int(train[1])) == 1
     config = replace(load_config("release"), correspondences=300)
@@ -174,7 +174,7 @@ def test_stereo_pairs_are_trained_on_as_they_are(stereo_set, tmp_path):
                                            photometric="jitter"))  # fmt: skip
     data = PairDataset(stereo_set, np.arange(4), 16, 0, config.views)
     batch = {k: torch.from_numpy(v) for k, v in data_of(data).items()}
-    assert int(batch["real"].sum()) == 4  # of the pair with disparity, once in each pass
+    assert int(batch["real"].sum()) == 4  # the pair with disparity, once per epoch
     batch["noise"] = torch.full_like(batch["noise"], 0.5)
     torch.manual_seed(0)
     views = make_views(batch, config)
@@ -186,7 +186,7 @@ def test_stereo_pairs_are_trained_on_as_they_are(stereo_set, tmp_path):
     assert apart.median() < 4 and apart.quantile(0.9) < 20  # grey levels
     moved = (views["points"][0] - views["points"][1])[real]
     assert (moved[..., 1][valid].abs() < 0.01).all()
-    # Both surfaces are seen, at their disparities in the view's own pixels.
+    # Both surfaces are visible, at their disparities in pixels of the view.
     scale = batch["to_view"][real][:, 0, 0, 0]
     disparity = (moved[..., 0] / scale[:, None])[valid]
     assert ((disparity - 12).abs() < 1).sum() > 100 and ((disparity - 40).abs() < 1).sum() > 20
@@ -209,20 +209,20 @@ def data_of(data):
 
 
 class Named:
-    """Labels of which the split only reads the names."""
+    """Labels with names only, for the split."""
 
     def __init__(self, paths):
         self.folder, self.paths = Path("nowhere"), np.array(paths)
 
 
-def test_splits_keep_scenes_whole_and_stay(tmp_path):
+def test_splits_keep_scenes_whole_and_are_stable(tmp_path):
     names = [f"frame_{i:06}.png" for i in range(2000)] + [f"{i}.jpg" for i in range(300)]
     train, held_out = split_images(Named(names), 0, tmp_path / "split.json")
     sides = [{scene_of(names[i]) for i in side} for side in (train, held_out)]
     assert not sides[0] & sides[1] and len(train) + len(held_out) == 2300
     assert 0.02 < len(held_out) / 2300 < 0.12
     assert len({scene_of(names[i]) for i in range(2000)}) == 40
-    # The same images are held out when there are more, and the file decides when it is there.
+    # The held-out images do not change when images are added. An existing file is used.
     more, others = [*names, "new.png"], split_images(Named(names), 1, tmp_path / "other.json")
     _, again = split_images(Named(more), 0, tmp_path / "more.json")
     assert {names[i] for i in held_out} == {more[i] for i in again} - {"new.png"}
@@ -231,14 +231,14 @@ def test_splits_keep_scenes_whole_and_stay(tmp_path):
     np.testing.assert_array_equal(fixed[1], held_out)
     with pytest.raises(ValueError, match="does not split"):
         split_images(Named(names[1:]), 0, tmp_path / "split.json")
-    # Of a single scene the end is held out.
+    # With a single scene, its end is held out.
     train, held_out = split_images(Named(names[:20]), 0, tmp_path / "one.json")
     assert list(held_out) == [18, 19] and list(train) == list(range(18))
     with pytest.raises(ValueError, match="none can be held out"):
         split_images(Named(names[:1]), 0, tmp_path / "single.json")
 
 
-def test_processes_share_a_step_and_a_resumed_run_skips_what_is_done():
+def test_processes_share_a_step_and_a_resumed_run_skips_finished_steps():
     config = load_config("paper")
     whole = [list(places) for places in micro_batches(config, 0, 3)]
     assert [i for m in whole for i in m] == list(range(3 * 256)) and {len(m) for m in whole} == {16}
@@ -270,7 +270,7 @@ def write_bag(path, topics, count=12):
     return pixels
 
 
-def test_images_of_a_bag_become_a_folder_once(tmp_path):
+def test_images_of_a_bag_are_extracted_once(tmp_path):
     last = write_bag(tmp_path / "bag", ["/left", "/colour"])
     with pytest.raises(ValueError, match=r"needs --topic; image topics: /colour, /left"):
         extract_images(tmp_path / "bag", None, tmp_path / "images", 1)
@@ -287,7 +287,7 @@ def test_images_of_a_bag_become_a_folder_once(tmp_path):
     assert images[0].stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="another folder"):
         extract_images(tmp_path / "bag", "/left", tmp_path / "images", 4)
-    # A file alone, into a folder where an earlier call was interrupted.
+    # A single file, and a folder of an interrupted call.
     (file,) = (tmp_path / "bag").glob("*.mcap")
     shutil.copy(file, tmp_path / "my.mcap")
     (tmp_path / "again").mkdir()

@@ -1,4 +1,4 @@
-"""The training loop: runs that learn, stop, go on, share the work, and refuse to break."""
+"""The training loop: learning, resuming, several processes, and detection of divergence."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SMALL = {"height": 96, "width": 128}
 
 
 def small(name: str, **changes):
-    """A recipe by name, on small views and for a short while."""
+    """A recipe by name, with small views and few steps."""
     config = load_config(name)
     views = replace(config.views, **SMALL)
     short = {"epochs": 0, "steps": 12, "batch": 4, "micro_batch": 2, "validate_every": 6,
@@ -42,7 +42,7 @@ def small(name: str, **changes):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """The rounding of sums depends on the number of threads; the other processes have one too."""
+    """Use one thread, as the other processes do: the rounding of sums depends on it."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -50,7 +50,7 @@ def one_thread():
 
 
 @pytest.mark.parametrize("name", ["paper", "release"])
-def test_a_short_run_of_each_recipe_learns_and_its_weights_run(
+def test_a_short_run_of_each_recipe_learns_and_writes_usable_weights(
     name, training_images, training_labels, tmp_path, pair
 ):
     out = tmp_path / "run"
@@ -77,7 +77,7 @@ def test_a_short_run_of_each_recipe_learns_and_its_weights_run(
 
 
 def command(config, images: Path, labels: Path, out: Path, tmp_path: Path) -> list[str]:
-    """Words of `kp train` in a process of its own."""
+    """Command line of `kp train` for a separate process."""
     recipe = tmp_path / "recipe.yaml"
     settings = json.loads(json.dumps(config.__dict__ | {"views": config.views.__dict__}))
     recipe.write_text(yaml.safe_dump(settings))
@@ -97,7 +97,7 @@ def start(words: list[str]) -> subprocess.Popen:
     )
 
 
-def test_a_killed_run_goes_on_exactly(training_images, training_labels, tmp_path):
+def test_a_killed_run_resumes_exactly(training_images, training_labels, tmp_path):
     config = small("paper", steps=18, batch=2, micro_batch=1, validate_every=3)
     train(config, training_images, tmp_path / "whole", "cpu", 1, training_labels)
 
@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_exactly(training_images, training_labels, tmp_path
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     child.communicate()
-    assert not (out / "run.json").is_file()  # it was indeed stopped on its way
+    assert not (out / "run.json").is_file()  # it was really interrupted
     train(config, training_images, out, "cpu", 1, training_labels)
     whole, resumed = (load_file(tmp_path / n / "last.safetensors") for n in ("whole", "killed"))
     assert whole.keys() == resumed.keys()
@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_exactly(training_images, training_labels, tmp_path
         train(config, training_images, out, "cpu", 0, tmp_path / "others.npz")
 
 
-# In bf16 another order of sums flips single steps of Adam, so both sides are compared in float32.
+# In bf16, another order of sums changes single steps of Adam, so the test uses float32.
 IN_FLOAT32 = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -135,7 +135,7 @@ sys.exit(main())
 """
 
 
-def test_two_processes_train_as_one_does(training_images, training_labels, tmp_path, monkeypatch):
+def test_two_processes_train_like_one(training_images, training_labels, tmp_path, monkeypatch):
     config = small("release", steps=3, batch=4, micro_batch=1, validate_every=3)
     monkeypatch.setattr(loop, "native_bf16", lambda device: False)
     train(config, training_images, tmp_path / "one", "cpu", 0, training_labels)
@@ -152,16 +152,16 @@ def test_two_processes_train_as_one_does(training_images, training_labels, tmp_p
     begun = build_network(config.size).state_dict()
     moved = []
     for name, tensor in begun.items():
-        # Statistics of batch normalisation are those of the first process's images alone.
+        # The statistics of batch normalisation are those of the first process only.
         if "running" not in name and "batches" not in name:
             key = f"network.{name}"
             torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=2e-4, msg=name)
             moved.append((one[key] - tensor).abs().max().item())
-    assert len(moved) > 30 and min(moved) > 2e-3  # ten times what is tolerated
+    assert len(moved) > 30 and min(moved) > 2e-3  # ten times the tolerance
 
 
 @pytest.mark.parametrize(("bad", "message"), [(float("nan"), "nan"), (1e6, "running average")])
-def test_a_loss_that_breaks_stops_the_run_and_keeps_the_good_state(
+def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_state(
     bad, message, training_images, training_labels, tmp_path, monkeypatch
 ):
     config = small("release", steps=8, batch=1, micro_batch=0, validate_every=2)
@@ -177,28 +177,26 @@ def test_a_loss_that_breaks_stops_the_run_and_keeps_the_good_state(
         train(config, training_images, tmp_path, "cpu", 0, training_labels)
     kept = load_file(tmp_path / "last.safetensors")
     assert all(tensor.isfinite().all() for tensor in kept.values())
-    monkeypatch.setattr(loop, "losses", real)  # and it can go on from there
+    monkeypatch.setattr(loop, "losses", real)  # the run can be resumed
     train(config, training_images, tmp_path, "cpu", 0, training_labels)
     assert read_log(tmp_path / "log.jsonl")[-1]["step"] == 8
 
 
-def test_weights_that_break_between_validations_stop_the_run(
-    training_images, training_labels, tmp_path
-):
+def test_weights_that_become_nan_stop_the_run(training_images, training_labels, tmp_path):
     config = small("release", steps=3, validate_every=1, learning_rate=1e9)
     with pytest.raises(FloatingPointError, match="loss is nan"):
         train(config, training_images, tmp_path, "cpu", 0, training_labels)
 
 
-def test_a_run_goes_on_from_its_own_start_only(training_images, training_labels, tmp_path):
+def test_a_run_does_not_resume_from_other_start_weights(training_images, training_labels, tmp_path):
     config = small("release", steps=2, validate_every=1)
     best = train(config, training_images, tmp_path / "a", "cpu", 0, training_labels)
-    assert best.stat().st_mode & 0o044  # others may read it: the robot's node is another user
+    assert best.stat().st_mode & 0o044  # readable by others: the node may run as another user
     with pytest.raises(ValueError, match="from other weights"):
         train(config, training_images, tmp_path / "a", "cpu", 0, training_labels, start="tiny")
 
 
-def test_a_larger_network_starts_as_the_released_small_one(
+def test_a_larger_network_starts_from_the_released_small_one(
     training_images, training_labels, tmp_path
 ):
     data = (training_images, tmp_path, "cpu", 0, training_labels)
@@ -206,12 +204,12 @@ def test_a_larger_network_starts_as_the_released_small_one(
     assert load_network(best).config == SIZES["base"]
     rows = read_log(tmp_path / "log.jsonl")
     first = next(row for row in rows if "validation_matching" in row)
-    assert first["validation_matching"] > 0.3  # a new network's is next to none
+    assert first["validation_matching"] > 0.3  # close to 0 for a random network
     with pytest.raises(ValueError, match="cannot start from a larger network"):
         train(small("release"), training_images, tmp_path / "b", "cpu", 0, None, start=best)
 
 
-def test_a_run_ends_early_when_it_no_longer_gets_better(
+def test_a_run_ends_early_without_improvement(
     training_images, training_labels, tmp_path, monkeypatch
 ):
     config = small("release", steps=50, batch=1, micro_batch=0, validate_every=1, patience=2,
@@ -227,8 +225,8 @@ def test_a_run_ends_early_when_it_no_longer_gets_better(
     assert all(torch.equal(best[name], second[name]) for name in best)
 
 
-def test_scenes_with_truth_are_validated_on_too(training_images, training_labels, tmp_path):
-    """A pair of which the right image is the left one moved by eight pixels."""
+def test_stereo_scenes_can_be_used_for_validation(training_images, training_labels, tmp_path):
+    """A pair with the right image shifted by eight pixels."""
     image = cv2.imread(str(training_images / "camera.png"), cv2.IMREAD_GRAYSCALE)
     scene = tmp_path / "scenes" / "moved"
     scene.mkdir(parents=True)
@@ -251,7 +249,7 @@ def test_scenes_with_truth_are_validated_on_too(training_images, training_labels
     assert row["validation_middlebury_correct_matches"] > 100
 
 
-def test_weights_that_do_not_exist_are_refused_before_any_work(training_images, tmp_path):
+def test_missing_start_weights_are_rejected_before_any_work(training_images, tmp_path):
     with pytest.raises(ValueError, match="no weights 'nope'"):
         train(small("release"), training_images, tmp_path / "run", "cpu", start="nope")
     assert not (tmp_path / "run").exists()
