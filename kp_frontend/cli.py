@@ -1,7 +1,7 @@
-"""`kp`: one command for everything.
+"""The `kp` command with its subcommands.
 
-Each package says its own commands (`commands.py`); modules are imported where they are used, so
-`kp evaluate` needs no ROS and `kp demo` no training code.
+Each package defines its own commands (`commands.py`). Modules are imported where they are used, so
+`kp evaluate` needs no ROS and `kp demo` needs no training code.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def size(text: str) -> tuple[int, int]:
 
 
 def device(text: str) -> str:
-    """Argument type: a torch device that this machine has."""
-    if text == "cpu":  # always there, and torch takes seconds to import
+    """Argument type: a torch device of this machine."""
+    if text == "cpu":  # always available, and importing torch takes seconds
         return text
     import torch
 
@@ -82,7 +82,7 @@ def add_command(
     example: str,
     run: Callable[[argparse.Namespace], None],
 ) -> argparse.ArgumentParser:
-    """Add a command that `run` carries out; its help shows `text` and an example."""
+    """Add a command that calls `run`. Its help shows `text` and an example."""
     command = group.add_parser(name, help=text, description=text, epilog=f"example: kp {example}")
     command.set_defaults(run=run)
     return command
@@ -96,8 +96,8 @@ def add_bit_depth(command: argparse.ArgumentParser) -> None:
         "--bit-depth",
         choices=BIT_DEPTH_CHOICES,
         default="auto",
-        help="bits in use of 16-bit images of a bag (default auto: as many as the greatest value "
-        "so far needs); a number also lets 16UC1 be read as an image",
+        help="number of used bits in 16-bit images of a bag; auto (default): the bits of the "
+        "largest value so far; with a number, 16UC1 is read as an image too",
     )
 
 

@@ -1,4 +1,4 @@
-"""What the front end gives out: the features of an image, and of a stereo pair."""
+"""The output of the front end: features of an image, and of a stereo pair."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from kp_frontend.calibration import StereoCalibration
 
 @dataclass(frozen=True)
 class Features:
-    """One image's keypoints, strongest first.
+    """Keypoints of one image, strongest first.
 
-    `keypoints` (N, 2) float32 pixels, of the rectified or the raw image as the config's
-    `coordinates` says, `scores` (N,) float32 in 0..1, `descriptors` (N, D) float32
-    of unit length, `track_ids` (N,) uint32, 0 for none, `track_lengths` (N,) uint16, the pairs in
-    which the track was seen, this one included, 0 without a track, `sigma` (N,) float32, one
-    standard deviation of the position along an axis, pixels, NaN where it is not known.
+    - `keypoints`: (N, 2) float32, pixels of the rectified or the raw image (config `coordinates`)
+    - `scores`: (N,) float32 in 0..1
+    - `descriptors`: (N, D) float32, unit length
+    - `track_ids`: (N,) uint32, 0 without a track
+    - `track_lengths`: (N,) uint16, number of pairs with this track including this one, 0 without a
+      track
+    - `sigma`: (N,) float32, standard deviation of the position along an axis, pixels, NaN where
+      unknown
     """
 
     keypoints: np.ndarray
@@ -33,16 +36,20 @@ class Features:
 
 @dataclass(frozen=True)
 class StereoFeatures:
-    """Everything about one pair.
+    """Features and matches of one stereo pair.
 
-    Match i pairs left keypoint `left_index[i]` with right keypoint `right_index[i]` (uint32).
-    `disparity` and `disparity_sigma` (M,) float32 pixels, `similarity` (M,) float32, the cosine of
-    the descriptors, `confidence` (M,) float32, the probability that the match is right (within
-    3 px), NaN where it is not known, `points` (M, 3) float32 metres in the left rectified optical
-    frame, NaN without calibration.
-    `row_offset` is the median of the matches' right row minus left row, rectified pixels, NaN
-    without matches: what it differs from 0 the rig's calibration is off. `stage_ms` is the time
-    each stage took.
+    - `width`, `height`: size of the images, pixels
+    - `left`, `right`: features of the two images
+    - `left_index`, `right_index`: (M,) uint32, match i pairs these two keypoints
+    - `disparity`, `disparity_sigma`: (M,) float32, disparity and its standard deviation, pixels
+    - `similarity`: (M,) float32, cosine similarity of the descriptors
+    - `confidence`: (M,) float32, probability that the match is correct (within 3 px), NaN where
+      unknown
+    - `points`: (M, 3) float32, metres in the left rectified optical frame, NaN without calibration
+    - `row_offset`: median of right row minus left row over the matches, rectified pixels, NaN
+      without matches; a value other than 0 indicates a calibration error
+    - `calibration`: of the rectified pair, None without calibration
+    - `stage_ms`: time of each stage
     """
 
     width: int

@@ -382,7 +382,7 @@ def run_bench(
 
 
 def _usable(backends: list[str], console: Console) -> list[str]:
-    """Those of the backends that this machine can run; prints why the others are left out."""
+    """The backends that this machine can run; prints why others are skipped."""
     unknown = sorted(set(backends) - set(BACKENDS))
     if unknown:
         raise ValueError(f"unknown backend {', '.join(unknown)}: use {', '.join(BACKENDS)}")

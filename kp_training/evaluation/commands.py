@@ -277,7 +277,7 @@ def _add_bag(kinds: argparse._SubParsersAction) -> None:
         help="evaluate recorded kp_msgs/StereoFeatures on topic T instead",
     )
     bag.add_argument("--model", default="tiny", help="network name or weights file (default tiny)")
-    bag.add_argument("--max-keypoints", type=count, default=1024)
+    bag.add_argument("--max-keypoints", type=count, default=1024, help="per image (default 1024)")
     bag.add_argument(
         "--live", action="store_true", help="also play the bag through a running node and compare"
     )
@@ -314,7 +314,9 @@ def _add_odometry(kinds: argparse._SubParsersAction) -> None:
         help="axes of the true poses: those of the left camera, z forward (default), or of a body "
         "frame, x forward",
     )  # fmt: skip
-    odometry.add_argument("--max-keypoints", type=count, default=2048)
+    odometry.add_argument(
+        "--max-keypoints", type=count, default=2048, help="per image (default 2048)"
+    )
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
