@@ -50,7 +50,7 @@ class NetworkConfig:
 SIZES: dict[str, NetworkConfig] = {
     # 2.8 GFLOP for a 640x480 image, 0.4 M parameters: for CPUs.
     "tiny": NetworkConfig((16, 24, 64, 96), (1, 2, 3, 3), (16, 24), 64, 64),
-    # 16.9 GFLOP, 1.8 M parameters: for GPUs, and CPUs with time.
+    # 16.9 GFLOP, 1.8 M parameters: for GPUs and fast CPUs.
     "base": NetworkConfig((32, 64, 144, 192), (2, 3, 3, 3), (32, 64), 128, 128),
 }
 

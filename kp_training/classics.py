@@ -11,7 +11,7 @@ DISPLACED = 3.0  # pixels; a later detector's keypoint nearer than this is a dup
 
 
 def _opencv_detector(name: str, most: int) -> cv2.Feature2D:
-    """A detector with thresholds far below the usual ones (for SIFT: Lowe, 2004).
+    """A detector with thresholds far below the usual ones (for SIFT, those of Lowe, 2004).
 
     The network also has to learn weak keypoints, such as those of dim walls. Responses tell
     training which keypoints to prefer.

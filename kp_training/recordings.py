@@ -47,8 +47,8 @@ def extract_images(
         }
         if source != wanted:
             raise ValueError(
-                f"{cache} already has every {source['every']}. image of {source['topic']} of "
-                f"{source['bag']} with a bit depth of {source['bit_depth']}; choose another folder"
+                f"{cache} already has images of {source['topic']} of {source['bag']} (--every "
+                f"{source['every']} --bit-depth {source['bit_depth']}); choose another folder"
             )
         return cache
     if cache.exists():

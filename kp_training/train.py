@@ -85,7 +85,7 @@ def train(
     """
     process = join(device)
     torch.manual_seed(config.seed)
-    torch.backends.cudnn.benchmark = True  # shapes seldom change
+    torch.backends.cudnn.benchmark = True  # shapes rarely change
     network = channels_last(_network(config, start).to(process.device))
     out.mkdir(parents=True, exist_ok=True)
     labels, training, held_out = _data(config, images, out, labels_file, process)
@@ -269,7 +269,7 @@ class Run:
 def _without_sync(
     model: KeypointNetwork | DistributedDataParallel,
 ) -> AbstractContextManager[None]:
-    """Keep this process's gradients to itself: only those of the last micro-batch are averaged."""
+    """Skip averaging gradients over processes, which only the last micro-batch needs."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 

@@ -2,8 +2,7 @@
 
 The name of a file contains a digest of everything that the engine depends on. Its first lines
 repeat this as text and add a digest of the rest. A file that is damaged, truncated, stale or from
-another
-machine is therefore recognised: it is logged and rebuilt, and never used.
+another machine is therefore recognised: it is logged and rebuilt, and never used.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ def sift(images: np.ndarray) -> Subject:
 
 
 def superpoint_shape(images: np.ndarray) -> Subject:
-    """The network alone, in plain torch."""
+    """The SuperPoint-shaped network alone, in plain torch."""
     network = SuperPointShape().eval()
     batch = torch.from_numpy(images)[:, None].float()
 

@@ -257,7 +257,7 @@ class Soak:
         return ready()
 
     def send_until_heard(self, seconds: float) -> None:
-        """Send pairs until features come or the time is up."""
+        """Send pairs until features are received or the time is up."""
         end = time.monotonic() + seconds
         while not self.sequences and time.monotonic() < end:
             self.send()

@@ -45,7 +45,7 @@ class Layout:
     other: str | None = None  # the right image's map
 
 
-OLD_SCALES = {1500: 1, 750: 2, 375: 4, 380: 8, 381: 8, 383: 8}  # 2003's three sizes; 2001's
+OLD_SCALES = {1500: 1, 750: 2, 375: 4, 380: 8, 381: 8, 383: 8}  # three sizes of 2003, then 2001
 LAYOUTS = (
     Layout("MiddEval3", "im0", "im1", "disp0GT", None, "disp1GT"),
     Layout("2014, 2021", "im0", "im1", "disp0", None, "disp1"),
