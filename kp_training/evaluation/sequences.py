@@ -1,4 +1,4 @@
-"""Stereo sequences from disk, frame by frame: Middlebury, KITTI, EuRoC, or a plain folder."""
+"""Reads stereo sequences frame by frame, in the layouts of Middlebury, KITTI, EuRoC or a folder."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ KITTI_IMAGES = (("image_0", "image_1"), ("image_2", "image_3"), ("image_l", "ima
 
 
 def open_sequence(kind: str, folder: Path, rate: float = 10.0) -> Sequence:
-    """A sequence in one of the layouts of `LAYOUTS`.
+    """Open a sequence in one of the layouts of `LAYOUTS`.
 
     Args:
-        rate: pairs a second, where the layout has no times.
+        kind: name of the layout.
+        folder: folder of the sequence.
+        rate: pairs per second, if the layout has no times.
 
     Raises:
         ValueError: the folder does not have this layout.
@@ -36,10 +38,10 @@ def open_sequence(kind: str, folder: Path, rate: float = 10.0) -> Sequence:
 
 
 def guess_layout(folder: Path) -> str:
-    """Which layout a folder with a trajectory has: kitti or euroc.
+    """The layout of a folder with a trajectory: kitti or euroc.
 
     Raises:
-        ValueError: neither.
+        ValueError: the folder has neither layout.
     """
     if (folder / "mav0").is_dir() or (folder / "cam0" / "sensor.yaml").is_file():
         return "euroc"
@@ -49,7 +51,7 @@ def guess_layout(folder: Path) -> str:
 
 
 def _pairs(sequence: Sequence, files: list[tuple[int, Path, Path]]) -> Iterator[StereoFrame]:
-    """Images of all (stamp, left, right); a pair that cannot be used is named and left out."""
+    """Read the images of all (stamp, left, right). Unusable pairs are skipped and listed."""
     for stamp, left, right in files:
         try:
             images = read_grey(left), read_grey(right)
@@ -63,13 +65,13 @@ def _pairs(sequence: Sequence, files: list[tuple[int, Path, Path]]) -> Iterator[
 
 
 def _names(sequence: Sequence, left: Path, right: Path) -> list[str]:
-    """Names of the images that are in both folders, sorted."""
+    """Names of the images that exist in both folders, sorted."""
     names = [{path.name for path in side.iterdir() if is_image(path)} for side in (left, right)]
     sequence.left_out += other_images([p for side in (left, right) for p in side.iterdir()])
     sequence.left_out += [f"{name}: only on one side" for name in sorted(names[0] ^ names[1])]
     both = sorted(names[0] & names[1])
     if not both:
-        raise ValueError(f"no image is both in {left} and in {right}")
+        raise ValueError(f"no image name is in both {left} and {right}")
     return both
 
 
@@ -96,7 +98,7 @@ def _middlebury(folder: Path, interval: int) -> Sequence:
 
 
 def _middlebury_cameras(files: SceneFiles, shape: tuple[int, int]) -> tuple[Camera, Camera] | None:
-    """Cameras of a scene from its calib.txt (millimetres); None without one for this size."""
+    """Cameras of a scene from its calib.txt (millimetres); None if there is none for this size."""
     path = files.left.parent / "calib.txt"
     if not path.is_file():
         return None
@@ -113,7 +115,7 @@ def _middlebury_cameras(files: SceneFiles, shape: tuple[int, int]) -> tuple[Came
             p = np.column_stack([k, [-k[0, 0] * shift, 0, 0]])
             cameras.append(Camera.rectified(width, height, p))
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as Middlebury's calibration: {error}") from error
+        raise ValueError(f"{path} is not a calibration of Middlebury: {error}") from error
     return cameras[0], cameras[1]
 
 
@@ -121,7 +123,7 @@ def _kitti(folder: Path, interval: int) -> Sequence:
     sides = next((s for s in KITTI_IMAGES if all((folder / n).is_dir() for n in s)), None)
     if sides is None or not (folder / "calib.txt").is_file():
         raise ValueError(
-            f"{folder} has not KITTI's layout: calib.txt, and image_0 and image_1 (or _2 and _3)"
+            f"{folder} is not in KITTI's layout: calib.txt, image_0 and image_1 (or _2 and _3)"
         )
     sequence = Sequence("kitti", iter(()), 0)
     left, right = (folder / name for name in sides)
@@ -129,7 +131,7 @@ def _kitti(folder: Path, interval: int) -> Sequence:
     projections = _kitti_matrices(folder / "calib.txt")
     first = 2 if sides[0] == "image_2" else 0
     if len(projections) < first + 2:
-        raise ValueError(f"{folder / 'calib.txt'} has {len(projections)} projection matrices")
+        raise ValueError(f"{folder / 'calib.txt'} has only {len(projections)} projection matrices")
     poses = _kitti_matrices(folder / "poses.txt") if (folder / "poses.txt").is_file() else None
     if poses is not None and len(poses) != len(names):
         raise ValueError(f"{folder} has {len(names)} pairs, but {len(poses)} poses")
@@ -158,18 +160,18 @@ def _kitti(folder: Path, interval: int) -> Sequence:
 
 
 def homogeneous(matrix: np.ndarray) -> np.ndarray:
-    """A pose (3, 4) as (4, 4)."""
+    """Convert a pose (3, 4) to (4, 4)."""
     return np.vstack([matrix, [0, 0, 0, 1]])
 
 
 def _kitti_matrices(path: Path) -> np.ndarray:
-    """The 3x4 matrices of a file, one a line, with or without a label `P0:`.
+    """Read the 3x4 matrices of a file, one per line, with or without a label `P0:`.
 
     Raises:
-        ValueError: a line has not 12 numbers.
+        ValueError: a line does not have 12 numbers.
     """
     rows = [line.split(":")[-1].split() for line in path.read_text().splitlines() if line.strip()]
-    rows = [row for row in rows if len(row) != 9]  # KITTI raw's other lines: rotations
+    rows = [row for row in rows if len(row) != 9]  # other lines of KITTI raw are rotations
     try:
         return np.array(rows, np.float64).reshape(-1, 3, 4)
     except ValueError as error:
@@ -203,7 +205,7 @@ def _euroc(folder: Path, interval: int) -> Sequence:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, str]]:
-    """Stamp and file name of each line."""
+    """Time stamp and file name of each line."""
     with path.open(newline="") as file:
         for row in csv.reader(file):
             if row and not row[0].startswith("#"):
@@ -234,10 +236,10 @@ def _euroc_poses(root: Path, body_from_left: np.ndarray, r: np.ndarray) -> Poses
 
 
 def _table(path: Path, delimiter: str | None = None, columns: int = 1) -> np.ndarray:
-    """Numbers of a text file, (N, columns); further columns are left out.
+    """Read a table of numbers, (N, columns); further columns are ignored.
 
     Raises:
-        ValueError: it is no such table, or has numbers that are not finite.
+        ValueError: the file is not such a table, or has non-finite numbers.
     """
     try:
         rows = np.loadtxt(
@@ -247,26 +249,26 @@ def _table(path: Path, delimiter: str | None = None, columns: int = 1) -> np.nda
     except (ValueError, IndexError, UnicodeError) as error:
         raise ValueError(f"{path} cannot be read as a table of numbers: {error}") from error
     if not np.isfinite(rows).all():
-        raise ValueError(f"{path} has numbers that are not finite")
+        raise ValueError(f"{path} has non-finite numbers")
     return rows.reshape(-1, columns)
 
 
 def _folder(folder: Path, interval: int) -> Sequence:
     left, right = folder / "left", folder / "right"
     if not (left.is_dir() and right.is_dir()):
-        raise ValueError(f"{folder} has no folders left and right")
+        raise ValueError(f"{folder} has no subfolders left and right")
     sequence = Sequence("folder", iter(()), 0)
     names = _names(sequence, left, right)
     cameras = ros_cameras(folder)
     if cameras is None:
-        sequence.left_out.append("calibration: there is neither left.yaml nor right.yaml")
+        sequence.left_out.append("no calibration: left.yaml and right.yaml are missing")
 
     def frames() -> Iterator[StereoFrame]:
         stamps = (FIRST_STAMP + i * interval for i in range(len(names)))
         files = [(t, left / n, right / n) for t, n in zip(stamps, names, strict=True)]
         for frame in _pairs(sequence, files):
             for camera, image in zip(cameras or (), (frame.left, frame.right), strict=False):
-                camera.for_image(image)  # raises where they differ in size
+                camera.for_image(image)  # raises if they differ in size
             yield replace(frame, cameras=cameras)
 
     sequence.frames, sequence.length = frames(), len(names)

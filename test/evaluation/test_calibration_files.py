@@ -81,7 +81,7 @@ def test_a_calibration_of_one_side_names_the_missing_one(rig, capsys, side):
 
 def test_no_calibration_at_all_is_told(rig, capsys):
     assert main(["bag", "make", "folder", str(rig), str(rig / "out.mcap")]) == 0
-    assert "neither left.yaml nor right.yaml" in capsys.readouterr().out
+    assert "left.yaml and right.yaml are missing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
