@@ -1,4 +1,4 @@
-"""Time stamps of two cameras: do their clocks agree?"""
+"""Compares the time stamps of two cameras to find a clock offset."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import numpy.typing as npt
 
 
 def clock_offset(left: npt.ArrayLike, right: npt.ArrayLike) -> int | None:
-    """By how much the right camera's stamps are ahead of the left's for images of one moment.
+    """Clock offset: time stamp of the right camera minus that of the left one, for the same moment.
 
-    Stamps of periodic images do not tell it: shifted by whole periods they look the same. The times
-    of arrival do, if both cameras' images take about as long to arrive. They are exact to some
-    milliseconds; of all differences of two stamps the one nearest to what they say is taken.
+    Time stamps alone are ambiguous, because periodic stamps look the same after a shift by whole
+    periods. Arrival times resolve this if the images of both cameras have a similar delay. They are
+    accurate to some milliseconds, so the result is the stamp difference that is nearest to the
+    offset by arrival times.
 
     Args:
-        left, right: (N, 2) and (M, 2) nanoseconds, stamp and time of arrival of each image, on one
-            clock for the arrivals of both.
+        left, right: (N, 2) and (M, 2) nanoseconds, time stamp and arrival time of each image. The
+            arrival times of both are on one clock.
 
     Returns:
         Nanoseconds; None if one camera has no images.
@@ -29,6 +30,6 @@ def clock_offset(left: npt.ArrayLike, right: npt.ArrayLike) -> int | None:
 
 
 def period(stamps: npt.ArrayLike) -> float | None:
-    """Median time between successive stamps (N,), in their unit; None of fewer than two."""
+    """Median time between successive stamps (N,), in their unit; None for fewer than two."""
     steps = np.diff(np.sort(np.asarray(stamps)))
     return float(np.median(steps)) if len(steps) else None
