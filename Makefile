@@ -9,8 +9,8 @@ BUILD := $(CURDIR)/.build
 CLEAN := env -u PYTHONPATH -u AMENT_PREFIX_PATH -u CMAKE_PREFIX_PATH -u COLCON_PREFIX_PATH \
 	-u LD_LIBRARY_PATH -u ROS_DISTRO -u _ROS_WHEELS_BOOTSTRAP_COMPLETE
 COLCON := $(CLEAN) AMENT_PREFIX_PATH=$(VENV) CMAKE_PREFIX_PATH=$(VENV) \
-	PATH="$(VENV)/bin:$$PATH" $(VENV)/bin/colcon --log-base $(BUILD)/log build \
-	--build-base $(BUILD) --merge-install --install-base $(VENV) --base-paths . kp_msgs
+	PATH="$(VENV)/bin:$$PATH" $(VENV)/bin/colcon --log-base $(BUILD)/log
+WORKSPACE := --build-base $(BUILD) --merge-install --install-base $(VENV) --base-paths . kp_msgs
 
 SOURCES := setup.py setup.cfg package.xml $(shell find kp_frontend kp_training launch config \
 	resource -type f -not -path '*/__pycache__/*')
@@ -23,12 +23,13 @@ define quietly
 	@$(2) >$(BUILD)/step.log 2>&1 || { cat $(BUILD)/step.log; echo "failed: $(1)"; exit 1; }
 endef
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test colcon-test lint bench clean
 
 help:
 	@echo "make setup   a virtual environment in .venv with ROS 2, torch and this package"
 	@echo "make demo    a real stereo stream through the real node; look into demo_out/"
 	@echo "make test    unit and integration tests"
+	@echo "make colcon-test   the same tests with colcon, as in a ROS workspace"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   speed of the front end on this machine"
 	@echo "make clean   remove everything that was made"
@@ -43,13 +44,13 @@ $(STAMPS)/requirements: requirements.txt
 	@touch $@
 
 $(STAMPS)/kp_msgs: $(STAMPS)/requirements $(MESSAGES)
-	$(call quietly,building kp_msgs,$(COLCON) --packages-select kp_msgs --cmake-args \
+	$(call quietly,building kp_msgs,$(COLCON) build $(WORKSPACE) --packages-select kp_msgs --cmake-args \
 		-DPython3_EXECUTABLE=$(VENV)/bin/python -DBUILD_TESTING=OFF \
 		-DCMAKE_PROJECT_INCLUDE=$(CURDIR)/cmake/drop_missing_includes.cmake)
 	@touch $@
 
 $(STAMPS)/kp_frontend: $(STAMPS)/kp_msgs $(SOURCES)
-	$(call quietly,building kp_frontend,$(COLCON) --packages-select kp_frontend)
+	$(call quietly,building kp_frontend,$(COLCON) build $(WORKSPACE) --packages-select kp_frontend)
 	@ln -sfn ../lib/kp_frontend/kp $(VENV)/bin/kp
 	@touch $@
 
@@ -58,6 +59,10 @@ demo: setup
 
 test: setup
 	@$(CLEAN) $(VENV)/bin/python -m pytest test -n 2 --dist loadfile $(PYTEST_ARGS)
+
+colcon-test: setup
+	@$(COLCON) test $(WORKSPACE) --packages-select kp_frontend kp_msgs $(COLCON_ARGS)
+	@$(COLCON) test-result --test-result-base $(BUILD)/kp_frontend --all
 
 lint: setup
 	@$(VENV)/bin/ruff check .

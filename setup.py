@@ -27,6 +27,7 @@ setup(
     ],
     zip_safe=False,
     python_requires=">=3.10",
+    extras_require={"test": ["hypothesis", "pytest"]},  # colcon test then runs pytest
     entry_points={
         "console_scripts": [
             "kp = kp_frontend.cli:main",

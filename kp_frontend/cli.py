@@ -115,6 +115,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         arguments.run(arguments)
+    except ImportError as error:  # a command of ROS where ROS is missing
+        if (error.name or "").startswith(("kp_frontend", "kp_training")):
+            raise
+        print(
+            f"kp: {error}; run `make setup`, or source a ROS 2 workspace and install "
+            "requirements.txt",
+            file=sys.stderr,
+        )
+        return 1
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         print(f"kp: {error}", file=sys.stderr)
         return 1

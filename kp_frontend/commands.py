@@ -67,82 +67,99 @@ def _sizes(text: str) -> list[tuple[int, int]]:
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the robot commands to `kp`."""
-    demo = add_command(
+    for add in (_add_demo, _add_node, _add_soak, _add_doctor, _add_bench):
+        add(commands)
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    command = add_command(
         commands,
         "demo",
         "stream a real stereo pair through the real node and measure the result",
         "demo --out demo_out",
         _demo,
     )
-    demo.add_argument("--out", type=Path, default=Path("demo_out"), help="folder for the results")
-    demo.add_argument("--frames", type=count, default=100, help="number of pairs (default 100)")
-    demo.add_argument("--rate", type=rate, default=10.0, help="pairs per second (default 10)")
+    command.add_argument(
+        "--out", type=Path, default=Path("demo_out"), help="folder for the results"
+    )
+    command.add_argument("--frames", type=count, default=100, help="number of pairs (default 100)")
+    command.add_argument("--rate", type=rate, default=10.0, help="pairs per second (default 10)")
 
-    node = add_command(
+
+def _add_node(commands: argparse._SubParsersAction) -> None:
+    command = add_command(
         commands,
         "node",
         "run the node; all further arguments are passed to ROS",
         "node --ros-args -p model:=tiny -r left/image:=/stereo/left/image_rect",
         _node,
     )
-    node.set_defaults(ros_args=[])
+    command.set_defaults(ros_args=[])
 
-    soak = add_command(
+
+def _add_soak(commands: argparse._SubParsersAction) -> None:
+    command = add_command(
         commands,
         "soak",
         "stream images with random faults through the node; check counters, latency and memory",
         "soak --minutes 10 --json soak.json",
         _soak,
     )
-    soak.add_argument("--minutes", type=positive, default=10.0, help="duration (default 10)")
-    soak.add_argument("--rate", type=rate, default=10.0, help="pairs per second (default 10)")
-    soak.add_argument("--seed", type=int, default=0, help="seed of the faults (default 0)")
-    soak.add_argument(
+    command.add_argument("--minutes", type=positive, default=10.0, help="duration (default 10)")
+    command.add_argument("--rate", type=rate, default=10.0, help="pairs per second (default 10)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the faults (default 0)")
+    command.add_argument(
         "--json", type=Path, help="file for the result; the log of the node is written next to it"
     )
 
-    doctor = add_command(
+
+def _add_doctor(commands: argparse._SubParsersAction) -> None:
+    command = add_command(
         commands,
         "doctor",
         "show hardware, versions and backends of this machine, for bug reports",
         "doctor --size 1280x720",
         _doctor,
     )
-    doctor.add_argument(
+    command.add_argument(
         "--model", default="tiny", help="network name or weights file (default tiny)"
     )
-    doctor.add_argument("--size", type=size, default="640x480", help="image size (default 640x480)")
-    doctor.add_argument("--json", type=Path, help="file for the report")
+    command.add_argument(
+        "--size", type=size, default="640x480", help="image size (default 640x480)"
+    )
+    command.add_argument("--json", type=Path, help="file for the report")
 
-    bench = add_command(
+
+def _add_bench(commands: argparse._SubParsersAction) -> None:
+    command = add_command(
         commands,
         "bench",
         "measure time and memory of the front end, ORB, SIFT and a SuperPoint-shaped network",
         "bench --sizes 640x480 --methods tiny,orb --json bench.json",
         _bench,
     )
-    bench.add_argument(
+    command.add_argument(
         "--sizes",
         type=_sizes,
         default="640x480,1280x720,1920x1080",
         help="comma-separated list (default 640x480,1280x720,1920x1080)",
     )
-    bench.add_argument(
+    command.add_argument(
         "--methods",
         default="tiny,base,orb,sift,superpoint_shape",
         help="comma-separated list: network names or weights files, orb, sift, superpoint_shape "
         "(default: all)",
     )
-    bench.add_argument(
+    command.add_argument(
         "--backends",
         default="tensorrt,cuda,openvino,torch",
         help="comma-separated list; unavailable backends are skipped (default: all)",
     )
-    bench.add_argument(
+    command.add_argument(
         "--rounds", type=count, default=30, help="timed calls of each method (default 30)"
     )
-    bench.add_argument("--json", type=Path, help="file for the results")
-    bench.add_argument(
+    command.add_argument("--json", type=Path, help="file for the results")
+    command.add_argument(
         "--memory-calls",
         type=int,
         default=3,

@@ -7,22 +7,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
-
 if TYPE_CHECKING:
     from rosbags.typesys.store import Typestore
 
 
 def share_folder(package: str = "kp_frontend") -> Path:
-    """Installed files (launch, config, message definitions) of a package.
+    """Folder of a package's files: launch, config, message definitions.
 
-    Where no ROS environment is sourced, or one without this package, they are beside the running
-    Python's own.
+    The package of the sourced ROS workspace comes first, then the one that is installed with the
+    running Python, then the checkout itself.
     """
     try:
+        # Only here: bags are read without ROS too.
+        from ament_index_python.packages import get_package_share_directory
+
         return Path(get_package_share_directory(package))
-    except (PackageNotFoundError, OSError):  # OSError: nothing is sourced at all
-        return Path(sys.prefix) / "share" / package
+    except (ImportError, LookupError, OSError):  # no ROS, not in it, or nothing is sourced
+        installed = Path(sys.prefix) / "share" / package
+    checkout = Path(__file__).parents[2]
+    in_checkout = checkout if package == "kp_frontend" else checkout / package
+    return installed if installed.is_dir() else in_checkout
 
 
 def with_dds_profile(environment: Mapping[str, str]) -> dict[str, str]:

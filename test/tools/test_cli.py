@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from kp_frontend.cli import main
+from kp_frontend.ros.environment import share_folder, typestore
 
 
 @pytest.fixture
@@ -117,3 +118,17 @@ def test_every_command_has_help_with_an_example():
         ended = subprocess.run(words, capture_output=True, text=True, timeout=60)
         assert ended.returncode == 0
         assert f"example: kp {command}" in " ".join(ended.stdout.split())
+
+
+def test_a_command_of_ros_without_ros_ends_in_one_line(monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "rclpy.executors", None)
+    assert main(["demo"]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "rclpy" in line and "make setup" in line
+
+
+def test_files_of_a_checkout_are_found_without_installation(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.delenv("AMENT_PREFIX_PATH", raising=False)
+    assert (share_folder() / "config" / "stereo.yaml").is_file()
+    assert "kp_msgs/msg/StereoFeatures" in typestore().types
