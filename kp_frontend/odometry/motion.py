@@ -1,0 +1,243 @@
+"""The motion of a camera between two frames, from 3-D points and where they are seen.
+
+PoseLib's LO-RANSAC finds it; where PoseLib is not installed OpenCV's USAC does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from kp_frontend.calibration import StereoCalibration
+from kp_frontend.odometry.config import OdometryConfig
+
+FEWEST_ROUNDS, MOST_ROUNDS, CONFIDENCE = 100, 1000, 0.9999
+LOSS_SCALE = 0.5  # pixels; of PoseLib's Cauchy loss
+SURPRISE = 6.0  # standard deviations from the expected pose beyond which a motion is doubted
+RIVAL = 0.2  # share of a doubted motion's inliers with which an expected one takes its place
+FINEST = 0.1  # pixels; reprojection errors are not believed to be less
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A pose (4, 4) that is expected of the camera now, in the frame of the camera before, with
+    its covariance (6, 6) as `Motion` has it."""
+
+    pose: np.ndarray
+    covariance: np.ndarray
+
+    def surprise(self, pose: np.ndarray) -> float:
+        """How many standard deviations another pose is away."""
+        step = inverse(self.pose) @ pose
+        off = np.concatenate([cv2.Rodrigues(step[:3, :3])[0][:, 0], step[:3, 3]])
+        return float(np.sqrt(off @ np.linalg.solve(self.covariance, off)))
+
+
+@dataclass(frozen=True)
+class Motion:
+    """A camera's motion.
+
+    `pose` (4, 4) of the camera now in the frame of the camera before, `inliers` (N,) bool, and
+    `covariance` (6, 6) of the pose, rotation (rad) before translation (m), in the frame of the
+    camera now.
+    """
+
+    pose: np.ndarray
+    inliers: np.ndarray
+    covariance: np.ndarray
+
+
+def choose_solver(name: str) -> str:
+    """The solver that a config's `solver` names: `poselib` or `opencv`.
+
+    Raises:
+        ValueError: PoseLib is asked for and not installed.
+    """
+    installed = importlib.util.find_spec("poselib") is not None
+    if name == "poselib" and not installed:
+        raise ValueError("solver is poselib, which is not installed: pip install poselib")
+    return ("poselib" if installed else "opencv") if name == "auto" else name
+
+
+def find_motion(
+    points: np.ndarray,
+    pixels: np.ndarray,
+    camera: StereoCalibration,
+    size: tuple[int, int],
+    config: OdometryConfig,
+    expected: Expected | None = None,
+) -> Motion | None:
+    """Find the motion that most points agree with.
+
+    A large moving object may have more points than all that stands. So a motion that contradicts
+    the expected one is only taken if no expected one has points enough.
+
+    Args:
+        points: (N, 3) in the frame of the camera before, metres.
+        pixels: (N, 2) where the camera now sees them.
+        size: width and height of the image.
+
+    Returns:
+        The motion, or None if too few points agree on one.
+    """
+    found = _solve(points, pixels, camera, size, config)
+    if found is None:
+        return None
+    pose, inliers = found
+    if expected is not None and expected.surprise(pose) > SURPRISE:
+        errors = _errors(expected.pose, points, pixels, camera)
+        near = errors < config.inlier_threshold
+        rival = _solve(points[near], pixels[near], camera, size, config)
+        if rival is not None and expected.surprise(rival[0]) < SURPRISE:
+            agree = _errors(rival[0], points, pixels, camera) < config.inlier_threshold
+            if agree.sum() >= RIVAL * inliers.sum():
+                pose, inliers = rival[0], agree
+    covariance = _covariance(pose, points[inliers], pixels[inliers], camera)
+    return None if covariance is None else Motion(pose, inliers, covariance)
+
+
+def _solve(
+    points: np.ndarray,
+    pixels: np.ndarray,
+    camera: StereoCalibration,
+    size: tuple[int, int],
+    config: OdometryConfig,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Pose (4, 4) and inliers (N,) bool by the solver that the config names, None without enough
+    inliers."""
+    if len(points) < config.min_inliers:
+        return None
+    by = _by_poselib if choose_solver(config.solver) == "poselib" else _by_opencv
+    now_from_before = by(points, pixels, camera, size, config.inlier_threshold)
+    if now_from_before is None or not np.isfinite(now_from_before).all():
+        return None
+    pose = inverse(now_from_before)
+    inliers = _errors(pose, points, pixels, camera) < config.inlier_threshold
+    return (pose, inliers) if inliers.sum() >= config.min_inliers else None
+
+
+def _by_poselib(
+    points: np.ndarray,
+    pixels: np.ndarray,
+    camera: StereoCalibration,
+    size: tuple[int, int],
+    threshold: float,
+) -> np.ndarray | None:
+    import poselib
+
+    model = {
+        "model": "PINHOLE",
+        "width": size[0],
+        "height": size[1],
+        "params": [camera.fx, camera.fy, camera.cx, camera.cy],
+    }
+    ransac = {
+        "max_reproj_error": threshold,
+        "min_iterations": FEWEST_ROUNDS,
+        "max_iterations": MOST_ROUNDS,
+        "success_prob": CONFIDENCE,
+        "seed": 0,
+    }
+    refinement = {"loss_type": "CAUCHY", "loss_scale": LOSS_SCALE}
+    pose, _ = poselib.estimate_absolute_pose(pixels, points, model, ransac, refinement)
+    return np.vstack([pose.Rt, [0, 0, 0, 1]])
+
+
+def _by_opencv(
+    points: np.ndarray,
+    pixels: np.ndarray,
+    camera: StereoCalibration,
+    size: tuple[int, int],
+    threshold: float,
+) -> np.ndarray | None:
+    k = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
+    params = cv2.UsacParams()
+    params.threshold = threshold
+    params.confidence = CONFIDENCE
+    params.maxIterations = MOST_ROUNDS
+    params.score = cv2.SCORE_METHOD_MAGSAC
+    params.loMethod = cv2.LOCAL_OPTIM_INNER_AND_ITER_LO
+    params.randomGeneratorState = 0
+    found, _, turn, shift, inliers = cv2.solvePnPRansac(points, pixels, k, None, params=params)
+    if not found or inliers is None:
+        return None
+    inliers = inliers[:, 0]
+    coarse = _matrix(turn, shift)
+    turn, shift = cv2.solvePnPRefineLM(
+        points[inliers], pixels[inliers], k, None, turn.copy(), shift.copy()
+    )
+    refined = _matrix(turn, shift)
+    # The refinement may end far away even from a thousand inliers, if many of them are far.
+    errors = [
+        np.square(_errors(inverse(pose), points[inliers], pixels[inliers], camera)).mean()
+        for pose in (coarse, refined)
+    ]
+    return refined if errors[1] <= errors[0] else coarse
+
+
+def _matrix(turn: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Pose (4, 4) from a rotation vector and a translation."""
+    pose = np.eye(4)
+    pose[:3, :3] = cv2.Rodrigues(turn)[0]
+    pose[:3, 3] = shift[:, 0]
+    return pose
+
+
+def inverse(pose: np.ndarray) -> np.ndarray:
+    """The inverse of a rigid motion (4, 4)."""
+    result = np.eye(4)
+    result[:3, :3] = pose[:3, :3].T
+    result[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
+    return result
+
+
+def project(pose: np.ndarray, points: np.ndarray, camera: StereoCalibration) -> np.ndarray:
+    """Pixels (N, 2) of points (N, 3) for a camera with a pose (4, 4); NaN behind it."""
+    seen = (points - pose[:3, 3]) @ pose[:3, :3]
+    z = np.where(seen[:, 2:] > 1e-6, seen[:, 2:], np.nan)
+    return seen[:, :2] / z * (camera.fx, camera.fy) + (camera.cx, camera.cy)
+
+
+def _errors(
+    pose: np.ndarray, points: np.ndarray, pixels: np.ndarray, camera: StereoCalibration
+) -> np.ndarray:
+    """Reprojection errors (N,) pixels, infinite behind the camera."""
+    errors = np.linalg.norm(project(pose, points, camera) - pixels, axis=1)
+    return np.where(np.isnan(errors), np.inf, errors)
+
+
+def _covariance(
+    pose: np.ndarray, points: np.ndarray, pixels: np.ndarray, camera: StereoCalibration
+) -> np.ndarray | None:
+    """Covariance (6, 6) of a pose from the spread of its inliers' errors, None if some direction
+    is not told at all."""
+    seen = (points - pose[:3, 3]) @ pose[:3, :3]
+    x, y, z = seen.T
+    zero = np.zeros_like(x)
+    # Of a pixel by the point, and of the point by the camera's turn and shift.
+    by_point = np.stack(
+        [
+            np.column_stack([camera.fx / z, zero, -camera.fx * x / z**2]),
+            np.column_stack([zero, camera.fy / z, -camera.fy * y / z**2]),
+        ],
+        1,
+    )
+    cross = np.stack(
+        [
+            np.column_stack([zero, -z, y]),
+            np.column_stack([z, zero, -x]),
+            np.column_stack([-y, x, zero]),
+        ],
+        1,
+    )
+    by_pose = np.concatenate([cross, np.broadcast_to(-np.eye(3), cross.shape)], 2)
+    jacobian = (by_point @ by_pose).reshape(-1, 6)
+    errors = np.abs(project(pose, points, camera) - pixels)
+    sigma = max(1.4826 * float(np.median(errors)), FINEST)
+    information = jacobian.T @ jacobian
+    if np.linalg.cond(information) > 1e14:
+        return None
+    return sigma**2 * np.linalg.inv(information)

@@ -1,0 +1,116 @@
+"""The points of a stereo pair that odometry can use, and their links to those of another pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kp_frontend.calibration import StereoCalibration
+from kp_frontend.features import StereoFeatures
+from kp_frontend.odometry.config import OdometryConfig
+
+FINEST = 0.1  # pixels; no standard deviation is believed to be less
+
+
+@dataclass
+class Observations:
+    """Points of one pair, a row each.
+
+    `points` (N, 3) metres in the left rectified optical frame, `pixels` (N, 2) where the rectified
+    left camera sees them, `disparity` (N,) pixels with infinity at 0, `sigma` and
+    `disparity_sigma` (N,) pixels, `tracks` (N,) int64 the front end's track ids, 0 for none,
+    `descriptors` (N, D) unit vectors, `ids` (N,) int64 the odometry's own numbers of the points,
+    -1 until they are given.
+    """
+
+    points: np.ndarray
+    pixels: np.ndarray
+    disparity: np.ndarray
+    sigma: np.ndarray
+    disparity_sigma: np.ndarray
+    tracks: np.ndarray
+    descriptors: np.ndarray
+    ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+
+def observe(
+    features: StereoFeatures, camera: StereoCalibration, config: OdometryConfig
+) -> tuple[Observations, dict[str, int]]:
+    """Take the usable points of a pair.
+
+    Pixels are made from the points, since keypoints of raw images are not rectified.
+
+    Returns:
+        The observations, and how many matches were left out or changed for which reason.
+    """
+    given = np.asarray(features.points, np.float64).reshape(-1, 3)
+    good: np.ndarray = np.isfinite(given).all(1) & (given[:, 2] > 0)
+    row, points = np.asarray(features.left_index, np.int64)[good], given[good]
+    x, y, z = points.T
+    pixels = np.column_stack([x / z * camera.fx + camera.cx, y / z * camera.fy + camera.cy])
+    tracks = features.left.track_ids[row].astype(np.int64)
+    repeated = _repeated(tracks)
+    tracks[repeated] = 0
+    found = Observations(
+        points,
+        pixels,
+        camera.fx * camera.baseline / z,
+        _known(features.left.sigma[row], config.position_sigma),
+        np.hypot(
+            _known(features.disparity_sigma[good], config.disparity_sigma),
+            config.calibration_sigma,
+        ),
+        tracks,
+        features.left.descriptors[row],
+        np.full(len(points), -1, np.int64),
+    )
+    return found, {"without depth": int((~good).sum()), "repeated track id": int(repeated.sum())}
+
+
+def _repeated(tracks: np.ndarray) -> np.ndarray:
+    """Rows (N,) bool whose track id another row has too."""
+    _, inverse, count = np.unique(tracks, return_inverse=True, return_counts=True)
+    return (count[inverse] > 1) & (tracks != 0)
+
+
+def _known(sigma: np.ndarray, fallback: float) -> np.ndarray:
+    """Standard deviations (N,) float64, with a fallback where they are not known."""
+    sigma = np.asarray(sigma, np.float64)
+    return np.maximum(np.where(np.isfinite(sigma) & (sigma > 0), sigma, fallback), FINEST)
+
+
+def link(
+    before: Observations, now: Observations, width: int, config: OdometryConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the same points in two pairs: by track, and by descriptor where there is no track.
+
+    Descriptors take over when a pair was lost on the way, and for near points, which move farther
+    than the front end follows them.
+
+    Returns:
+        Rows in `before` and rows in `now`, (M,) int64 each; no row occurs twice.
+    """
+    _, a, b = np.intersect1d(before.tracks, now.tracks, return_indices=True)
+    tracked = before.tracks[a] != 0
+    a, b = a[tracked], b[tracked]
+    if config.link_similarity >= 1:
+        return a, b
+    left = np.setdiff1d(np.arange(len(before)), a)
+    right = np.setdiff1d(np.arange(len(now)), b)
+    if not len(left) or not len(right):
+        return a, b
+    similarity = before.descriptors[left] @ now.descriptors[right].T
+    for axis in range(2):
+        a_place, b_place = (
+            side.pixels[rows, axis].astype(np.float32)
+            for side, rows in ((before, left), (now, right))
+        )
+        similarity[np.abs(a_place[:, None] - b_place) > config.link_reach * width] = -2
+    best, back = similarity.argmax(1), similarity.argmax(0)
+    rows = np.arange(len(left))
+    good = (back[best] == rows) & (similarity[rows, best] >= config.link_similarity)
+    return np.concatenate([a, left[good]]), np.concatenate([b, right[best[good]]])

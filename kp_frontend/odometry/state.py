@@ -1,0 +1,91 @@
+"""Poses with velocity and covariance, and their prediction.
+
+Inside the odometry covariances and velocities have rotation before translation, along the axes of
+the camera, as GTSAM has them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from kp_frontend.odometry.config import OdometryConfig
+from kp_frontend.odometry.motion import inverse
+
+AT_START = 1e-6  # rad and m; standard deviation of the first pose, which is the origin
+UNKNOWN_VELOCITY = 10.0  # m/s and rad/s; standard deviation before two frames have been seen
+
+
+@dataclass(frozen=True)
+class State:
+    """A camera at a time (ns).
+
+    `pose` (4, 4) in the odometry's frame and `velocity` (6,), rad/s and m/s, with their
+    covariances (6, 6). `seen` is the time when the motion was last told by points.
+    """
+
+    stamp: int
+    pose: np.ndarray
+    covariance: np.ndarray
+    velocity: np.ndarray
+    velocity_covariance: np.ndarray
+    seen: int
+
+
+def state_at_rest(stamp: int, pose: np.ndarray, covariance: np.ndarray | None = None) -> State:
+    """A state whose velocity is not known; without a covariance the pose is the origin's."""
+    if covariance is None:
+        covariance = AT_START**2 * np.eye(6)
+    return State(stamp, pose, covariance, np.zeros(6), UNKNOWN_VELOCITY**2 * np.eye(6), seen=stamp)
+
+
+def predict(state: State, stamp: int, config: OdometryConfig) -> State:
+    """The state at a later time (ns), by constant velocity.
+
+    The camera is taken to go on for `max_gap` after it was last seen, and to stand after that;
+    the covariance grows all the time.
+    """
+    ahead = max(stamp - state.stamp, 0) / 1e9
+    going = min(ahead, max(state.seen / 1e9 + config.max_gap - state.stamp / 1e9, 0.0))
+    step = np.eye(4)
+    step[:3, :3] = cv2.Rodrigues(state.velocity[:3] * going)[0]
+    step[:3, 3] = step[:3, :3] @ state.velocity[3:] * going
+    change = np.repeat([config.angular_acceleration, config.acceleration], 3) * ahead
+    # Whether it stands after `max_gap`, or goes on, is not known.
+    stray = np.abs(state.velocity) * (ahead - going)
+    grown = state.velocity_covariance * ahead**2 + np.diag((change * ahead / 2) ** 2 + stray**2)
+    return State(
+        stamp,
+        state.pose @ step,
+        moved(state.covariance, step) + grown,
+        state.velocity if going == ahead else np.zeros(6),
+        state.velocity_covariance + np.diag(change**2),
+        state.seen,
+    )
+
+
+def velocity_between(before: np.ndarray, after: np.ndarray, seconds: float) -> np.ndarray:
+    """Velocity (6,) on the way between two poses (4, 4), along the axes of the latter."""
+    step = inverse(before) @ after
+    turn = cv2.Rodrigues(step[:3, :3])[0][:, 0]
+    return np.concatenate([turn, step[:3, :3].T @ step[:3, 3]]) / seconds
+
+
+def moved(covariance: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """The covariance (6, 6) of a pose, of that pose after a known step (4, 4)."""
+    back = inverse(step)
+    x, y, z = back[:3, 3]
+    adjoint = np.zeros((6, 6))
+    adjoint[:3, :3] = adjoint[3:, 3:] = back[:3, :3]
+    adjoint[3:, :3] = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ back[:3, :3]
+    return adjoint @ covariance @ adjoint.T
+
+
+def given_out(covariance: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """A covariance (6, 6) with translation before rotation, about axes to which `turn` (3, 3) leads
+    from the camera's."""
+    swap = np.zeros((6, 6))
+    swap[:3, 3:] = swap[3:, :3] = turn
+    return swap @ covariance @ swap.T
