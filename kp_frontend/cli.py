@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from kp_frontend import __version__
 
+# What bad input raises, once it has been turned into words.
+USER_ERRORS = (ValueError, OSError, RuntimeError, FloatingPointError)
 GROUPS = (
     "kp_frontend.commands",
     "kp_training.commands",
@@ -103,6 +106,7 @@ def add_bit_depth(command: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake ends in one line and exit status 1."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # a damaged image is reported by the command
     parser = argparse.ArgumentParser(prog="kp", description="Stereo feature front end for ROS 2.")
     parser.add_argument("--version", action="version", version=f"kp {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -124,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    except USER_ERRORS as error:
         print(f"kp: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -239,5 +239,7 @@ def load_network(model: str | Path) -> KeypointNetwork:
     expected = {name: tensor.shape for name, tensor in weights(network).items()}
     if expected != {name: tensor.shape for name, tensor in state.items()}:
         raise ValueError(f"{path} does not match the architecture in its header")
+    if not all(tensor.isfinite().all() for tensor in state.values()):
+        raise ValueError(f"{path} has weights that are not finite: the file is damaged")
     network.load_state_dict(state, strict=False)  # only the batch counters are missing
     return network.eval()

@@ -68,19 +68,20 @@ def load_checkpoint(
             for name in file.keys():  # noqa: SIM118
                 part, _, rest = name.partition(".")
                 parts[part][rest] = file.get_tensor(name)
-    except (SafetensorError, KeyError, TypeError) as error:
+        network.load_state_dict(parts["network"])
+        ema.load_state_dict(parts["ema"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["optimizer"].items():
+            i, _, key = name.partition(".")
+            state.setdefault(int(i), {})[key] = tensor
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        scheduler.load_state_dict(schedule["scheduler"])
+        for group, rate in zip(optimizer.param_groups, schedule["rates"], strict=True):
+            group["lr"] = float(rate)
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, RuntimeError,
+            OSError) as error:  # fmt: skip
         raise ValueError(
             f"{path} is not a checkpoint of kp_training; remove it to start over"
         ) from error
-    network.load_state_dict(parts["network"])
-    ema.load_state_dict(parts["ema"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in parts["optimizer"].items():
-        i, _, key = name.partition(".")
-        state.setdefault(int(i), {})[key] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    scheduler.load_state_dict(schedule["scheduler"])
-    for group, rate in zip(optimizer.param_groups, schedule["rates"], strict=True):
-        group["lr"] = rate
     return progress

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from kp_frontend.network import STRIDE
+from kp_training.text_files import read_text
 
 CONFIG_DIR = Path(__file__).parent / "config"
 CHOICES = {
@@ -112,7 +113,7 @@ def load_config(name: str) -> TrainConfig:
     if not path.is_file():
         raise ValueError(f"unknown recipe {name!r}; give a YAML file or one of {_names()}")
     try:
-        settings = yaml.safe_load(path.read_text()) or {}
+        settings = yaml.safe_load(read_text(path)) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     checked = _settings(settings, TrainConfig, path)

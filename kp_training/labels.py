@@ -22,6 +22,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -40,6 +41,11 @@ from kp_training.pairs import find_pairs
 
 # RGB-D Object Dataset: name endings of depth maps and masks, and of their colour images.
 NOT_COLOUR = {"_depth": "", "_mask": "", "_depthcrop": "_crop", "_maskcrop": "_crop"}
+# What a damaged .npz file makes numpy raise.
+BROKEN_NPZ = (
+    LookupError, TypeError, ValueError, AttributeError, OSError, EOFError, RuntimeError,
+    OverflowError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
 PART = 100  # images per intermediate result
 
 
@@ -226,10 +232,13 @@ def _pack(rows: dict[str, np.ndarray | None]) -> dict[str, np.ndarray]:
 def _read_part(file: Path) -> dict[str, np.ndarray | None] | None:
     if not file.is_file():
         return None
-    with np.load(file, allow_pickle=False) as a:
-        columns = [a["xy"], a["response"], a["size"], a["repeat"]]
-        table, start = np.column_stack(columns), a["start"]
-        return {str(name): table[start[i] : start[i + 1]] for i, name in enumerate(a["paths"])}
+    try:
+        with np.load(file, allow_pickle=False) as a:
+            columns = [a["xy"], a["response"], a["size"], a["repeat"]]
+            table, start = np.column_stack(columns), a["start"]
+            return {str(name): table[start[i] : start[i + 1]] for i, name in enumerate(a["paths"])}
+    except BROKEN_NPZ:  # these images are labelled again
+        return None
 
 
 def _write_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -256,6 +265,8 @@ def load_labels(folder: Path, file: Path) -> Labels:
     Raises:
         ValueError: the file is not a label file, or its images are missing or different.
     """
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist; create it with `kp label`")
     try:
         with np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
@@ -265,7 +276,7 @@ def load_labels(folder: Path, file: Path) -> Labels:
             shapes += [len(labels.response), len(labels.size), len(labels.repeat)]
             if shapes != [len(labels), len(labels), count, 2, count, count, count]:
                 raise ValueError("arrays have inconsistent lengths")
-    except (TypeError, ValueError, IndexError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except BROKEN_NPZ as error:
         raise ValueError(f"{file} is not a label file; create one with `kp label`") from error
     missing = [path for path in labels.paths if not (folder / path).is_file()]
     if missing:

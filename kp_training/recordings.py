@@ -75,14 +75,14 @@ def extract_images(
                 continue
             cv2.imwrite(str(cache / f"frame_{written:06}.png"), image)
             written += 1
-        notes = recording.notes
+        notes, noted = recording.notes, recording.noted()
     for note in notes:
         print(f"note: {note}")
     if reasons:
         some = "; ".join(reasons[:NAMED]) + ("; ..." if len(reasons) > NAMED else "")
         print(f"skipped, not readable: {len(reasons)} images ({some})")
     if not written:
-        why = "; ".join([*reasons[:1], *notes]) or "there is none"
+        why = (reasons or ["there is none"])[0] + noted
         raise ValueError(f"none of the images on {topic} of {bag} can be read: {why}")
     source = {"bag": str(bag.resolve()), "topic": topic, "every": every, "bit_depth": bit_depth}
     done.write_text(json.dumps(source) + "\n")

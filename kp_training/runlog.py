@@ -94,11 +94,14 @@ class RunLog:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The rows of a run's `log.jsonl`; an incomplete last line is skipped."""
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
     return rows
 
 

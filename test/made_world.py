@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
@@ -52,6 +54,18 @@ def wall(count: int) -> list[StereoFrame]:
             )
         )
     return frames
+
+
+def cropped(frame: StereoFrame, width: int = 96, height: int = 72) -> StereoFrame:
+    """The upper left part of a frame, with cameras of its own."""
+    parts = {name: np.ascontiguousarray(getattr(frame, name)[:height, :width])
+             for name in ("left", "right", "disparity")}  # fmt: skip
+    cameras = []
+    for camera in frame.cameras:
+        p = camera.p.copy()
+        p[:2, 2] = width / 2, height / 2
+        cameras.append(Camera.rectified(width, height, p))
+    return replace(frame, cameras=tuple(cameras), **parts)
 
 
 def sequence(frames: list[StereoFrame], raw: bool = False) -> Sequence:

@@ -109,7 +109,7 @@ def _listed(folder: Path) -> tuple[list[SceneFiles], list[str]]:
     listing = folder / LISTING
     try:
         entries = json.loads(listing.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{listing} is not JSON: {error}") from error
     if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
         raise ValueError(f"{listing} must be a list of scenes with {', '.join(sorted(SCENE_KEYS))}")
@@ -124,6 +124,7 @@ def _listed(folder: Path) -> tuple[list[SceneFiles], list[str]]:
             continue
         place = folder / entry["dir"]
         truth = place / entry["gt"]
+        other = OTHER_MAP.get(truth.stem)
         scenes.append(
             SceneFiles(
                 name,
@@ -132,7 +133,7 @@ def _listed(folder: Path) -> tuple[list[SceneFiles], list[str]]:
                 place / entry["right"],
                 truth,
                 entry["scale"],
-                _existing(truth.with_name(OTHER_MAP.get(truth.stem, "") + truth.suffix)),
+                _existing(truth.with_name(other + truth.suffix)) if other else None,
                 *_masks(place),
             )
         )
@@ -144,6 +145,8 @@ def _is_entry(entry: object) -> bool:
         isinstance(entry, dict)
         and entry.keys() >= SCENE_KEYS
         and all(isinstance(entry[key], str) for key in SCENE_KEYS - {"scale"})
+        and all(Path(entry[key]).name for key in ("left", "right", "gt"))
+        and not any("\0" in entry[key] for key in SCENE_KEYS - {"scale"})
         and isinstance(entry["scale"], int | float)
         and entry["scale"] > 0
     )

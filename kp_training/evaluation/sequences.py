@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +15,10 @@ from kp_training.evaluation.layouts import SceneFiles, find_scenes
 from kp_training.evaluation.poses import Poses
 from kp_training.evaluation.scenes import load_scene, read_grey
 from kp_training.image_files import is_image, other_images
+from kp_training.text_files import read_text
 
 FIRST_STAMP = 1_000_000_000  # where a layout has no times; a stamp of 0 means "not set" in ROS
+LAST_STAMP = (2**31 - 1) * 10**9  # what fits into a ROS message
 KITTI_IMAGES = (("image_0", "image_1"), ("image_2", "image_3"), ("image_l", "image_r"))
 
 
@@ -102,7 +103,7 @@ def _middlebury_cameras(files: SceneFiles, shape: tuple[int, int]) -> tuple[Came
     path = files.left.parent / "calib.txt"
     if not path.is_file():
         return None
-    lines = (line.partition("=") for line in path.read_text().splitlines() if "=" in line)
+    lines = (line.partition("=") for line in read_text(path).splitlines() if "=" in line)
     values = {name.strip(): value.strip() for name, _, value in lines}
     height, width = shape
     try:
@@ -170,12 +171,15 @@ def _kitti_matrices(path: Path) -> np.ndarray:
     Raises:
         ValueError: a line does not have 12 numbers.
     """
-    rows = [line.split(":")[-1].split() for line in path.read_text().splitlines() if line.strip()]
+    rows = [line.split(":")[-1].split() for line in read_text(path).splitlines() if line.strip()]
     rows = [row for row in rows if len(row) != 9]  # other lines of KITTI raw are rotations
     try:
-        return np.array(rows, np.float64).reshape(-1, 3, 4)
+        matrices = np.array(rows, np.float64).reshape(-1, 3, 4)
     except ValueError as error:
         raise ValueError(f"{path}: each line must have the 12 numbers of a matrix") from error
+    if not np.isfinite(matrices).all():
+        raise ValueError(f"{path} has numbers that are not finite")
+    return matrices
 
 
 def _euroc(folder: Path, interval: int) -> Sequence:
@@ -186,7 +190,7 @@ def _euroc(folder: Path, interval: int) -> Sequence:
         for path in (sensor, root / side / "data.csv"):
             if not path.is_file():
                 raise ValueError(f"{folder} has not EuRoC's layout: {path} is missing")
-        calibrations.append(sensor)
+        calibrations.append(sensor or root / side / "sensor.yaml")
     sequence = Sequence("euroc", iter(()), 0, raw=True)
     files = [dict(_csv_rows(root / side / "data.csv")) for side in ("cam0", "cam1")]
     sequence.left_out += [f"{t}: only on one side" for t in sorted(files[0].keys() ^ files[1])]
@@ -206,13 +210,17 @@ def _euroc(folder: Path, interval: int) -> Sequence:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, str]]:
     """Time stamp and file name of each line."""
-    with path.open(newline="") as file:
-        for row in csv.reader(file):
-            if row and not row[0].startswith("#"):
-                try:
-                    yield int(row[0]), row[1].strip()
-                except (ValueError, IndexError) as error:
-                    raise ValueError(f"{path}: {','.join(row)!r} is no stamp and file") from error
+    for line in read_text(path).splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        stamp, _, name = line.partition(",")
+        try:
+            nanoseconds, name = int(stamp), name.partition(",")[0].strip()
+        except ValueError as error:
+            raise ValueError(f"{path}: {line[:80]!r} is no time stamp and file name") from error
+        if not name or not 0 <= nanoseconds <= LAST_STAMP:
+            raise ValueError(f"{path}: {line[:80]!r} is no time stamp in nanoseconds and file name")
+        yield nanoseconds, name
 
 
 def _euroc_poses(root: Path, body_from_left: np.ndarray, r: np.ndarray) -> Poses:
@@ -227,8 +235,8 @@ def _euroc_poses(root: Path, body_from_left: np.ndarray, r: np.ndarray) -> Poses
     for stamp, x, y, z, qw, qx, qy, qz in rows:
         world_from_body = np.eye(4)
         turn = [float(q) for q in (qx, qy, qz, qw)]
-        if not any(turn):
-            raise ValueError(f"{path}: the pose at {int(stamp)} has no rotation")
+        if not any(turn) or not 0 <= stamp <= LAST_STAMP:
+            raise ValueError(f"{path}: the pose at {stamp:.0f} has no stamp or no rotation")
         world_from_body[:3, :3] = Rotation.from_quat(turn).as_matrix()
         world_from_body[:3, 3] = x, y, z
         poses[int(stamp)] = world_from_body @ body_from_left @ left_from_rectified

@@ -18,7 +18,7 @@ from kp_training.evaluation.bags.stereo import Reading, StereoBag
 from kp_training.evaluation.bags.stream import GRID, NEIGHBOURS, Row, StreamMetrics
 from kp_training.evaluation.bags.topics import StereoTopics, choose_topics
 from kp_training.evaluation.frames import StereoFrame
-from kp_training.evaluation.results import provenance, summary
+from kp_training.evaluation.results import listed, provenance, summary
 
 HISTOGRAM_PX = 10.0  # of row errors; the last bin has all that is beyond
 
@@ -90,7 +90,7 @@ def _offline(camera: StereoBag, source: Offline) -> Run:
     """With the front end called here."""
     run = measure(camera.frames(), source, len(camera.stamps), "offline")
     if not run.rows:
-        raise ValueError(f"no pair of {camera.bag.path} is usable: {'; '.join(camera.skipped)}")
+        raise ValueError(f"no pair of {camera.bag.path} is usable: {listed(camera.skipped)}")
     run.backend = source.frontend.backend
     return run
 
@@ -144,7 +144,10 @@ def _recorded_alone(bag: Bag, topics: StereoTopics, topic: str) -> dict:
     skipped: list[str] = []
     truths = {}
     for name, _, raw in bag.messages([topics.disparity] if topics.disparity else []):
-        truths[stamp_of(raw)] = true_disparity(bag.read(name, raw))
+        try:
+            truths[stamp_of(raw)] = true_disparity(bag.read(name, raw))
+        except ValueError as error:
+            skipped.append(f"without ground truth: {error}")
     metrics, run = StreamMetrics(), Run()
     for stamp, features in recorded_features(bag, topic, skipped).items():
         truth = truths.get(stamp)
@@ -154,7 +157,7 @@ def _recorded_alone(bag: Bag, topics: StereoTopics, topic: str) -> dict:
         run.cameras[stamp] = ""
         run.rows[stamp] = metrics.add(stamp, "", features, None, truth)
     if not run.rows:
-        raise ValueError(f"{bag.path} has no usable features: {'; '.join(skipped) or 'no message'}")
+        raise ValueError(f"{bag.path} has no usable features: {listed(skipped) or 'no message'}")
     run.finish(metrics)
     return _result(bag, topics, {"recorded": run}, {"skipped": skipped}, {})
 

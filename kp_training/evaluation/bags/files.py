@@ -13,7 +13,7 @@ import yaml
 import zstandard
 
 from kp_training.evaluation.bags import storage_mcap, storage_ros1, storage_sqlite
-from kp_training.evaluation.bags.storage import Note, StorageError, StorageFile
+from kp_training.evaluation.bags.storage import Note, StorageError, StorageFile, reason_of
 
 METADATA = "metadata.yaml"
 SUFFIXES = (".mcap", ".db3", ".bag")
@@ -50,8 +50,8 @@ def find_files(path: Path, note: Note) -> BagFiles:
         try:
             listed, counts = _read_metadata(path / METADATA)
         except (OSError, UnicodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            note(f"{METADATA} cannot be read ({reason}), its folder is read without it: {remedy}")
+            why = reason_of(error)
+            note(f"{METADATA} cannot be read ({why}), its folder is read without it: {remedy}")
         else:
             paths = [path / name for name in listed]
             for missing in [p for p in paths if not p.is_file()]:
@@ -125,5 +125,5 @@ def _decompress(path: Path, folder: Path) -> Path:
         with path.open("rb") as source, result.open("wb") as target:
             zstandard.ZstdDecompressor().copy_stream(source, target)
     except zstandard.ZstdError as error:
-        raise StorageError(f"{path.name} cannot be decompressed: {error}") from error
+        raise StorageError(f"{path.name} cannot be decompressed: {reason_of(error)}") from error
     return result

@@ -21,7 +21,13 @@ from rosbags.typesys.store import Typestore
 
 from kp_frontend.ros.environment import typestore
 from kp_training.evaluation.bags.files import METADATA, ZSTD_MAGIC, find_files, open_file
-from kp_training.evaluation.bags.storage import READABLE, Channel, StorageError, StorageFile
+from kp_training.evaluation.bags.storage import (
+    READABLE,
+    Channel,
+    StorageError,
+    StorageFile,
+    reason_of,
+)
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
@@ -38,6 +44,7 @@ FEATURES = "kp_msgs/msg/StereoFeatures"
 
 Message = Any  # an object of rosbags with the fields of its ROS message type
 
+SHOWN = 3  # notes in an error; all are in the results
 PARSED = ("ros2msg", "ros2idl")
 # What a broken message or definition makes rosbags raise.
 BROKEN = (
@@ -174,7 +181,7 @@ class Bag:
                 try:
                     message = self._as_cdr(channel, raw)
                 except BROKEN as error:
-                    self.note(f"a message of {channel.topic} cannot be decoded: {error}")
+                    self.note(f"a message of {channel.topic} cannot be decoded: {reason_of(error)}")
                     continue
                 yield channel.topic, time, message
         for topic in wanted:
@@ -217,7 +224,7 @@ class Bag:
         try:
             return self._stores[kind].deserialize_cdr(raw, kind)
         except BROKEN as error:
-            reason = str(error) or "its length does not fit"
+            reason = reason_of(error) if str(error) else "its length does not fit"
             raise ValueError(f"a message of {topic} is no {kind}: {reason}") from error
 
     def _store(self, topic: Topic) -> Typestore:
@@ -234,15 +241,18 @@ class Bag:
                 continue
             try:
                 store = _parsed(topic.type, form, text)
-                fields = {name for name, _ in store.fielddefs[topic.type][1]}
+                store.fielddefs[topic.type]
             except BROKEN as error:
-                self.note(f"the definition of {topic.type} in the bag cannot be parsed: {error}")
+                why = reason_of(error)
+                self.note(f"the definition of {topic.type} in the bag cannot be parsed: {why}")
                 continue
-            if ours and (lacking := [name for name, _ in ours[1] if name not in fields]):
-                raise ValueError(
-                    f"the definition of {topic.type} in the bag has no {', '.join(lacking)}: it "
-                    "was recorded with another version"
-                )
+            for kind, (_, fields) in store.fielddefs.items():  # the type, and those in it
+                _, known = self._own.fielddefs.get(kind, ((), ()))
+                if lacking := [name for name, of in known if (name, of) not in fields]:
+                    raise ValueError(
+                        f"the definition of {kind} in the bag has no {', '.join(lacking)} as ROS 2 "
+                        "Jazzy or this package defines it: it was recorded with another version"
+                    )
             return store
         if ours is None:
             raise ValueError(f"the bag has no definition of {topic.type} that can be parsed")
@@ -273,7 +283,15 @@ class Bag:
     def listing(self) -> str:
         """Its topics, and what is missing, for a message to the user."""
         named = (f"{t.name} ({t.type or t.encoding})" for t in self.topics.values())
-        return "; ".join([", ".join(named) or "no topics", *self.notes])
+        return (", ".join(named) or "no topics") + self.noted()
+
+    def noted(self) -> str:
+        """The notes for the end of a message to the user, the first of them in full."""
+        more = len(self.notes) - SHOWN
+        shown = [note if len(note) < 200 else f"{note[:200]} ..." for note in self.notes[:SHOWN]]
+        if more > 0:
+            shown.append(f"{more} more, see `kp bag info`")
+        return "".join(f"; {note}" for note in shown)
 
 
 def stamp_of(raw: bytes) -> int:

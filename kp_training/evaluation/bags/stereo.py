@@ -74,12 +74,11 @@ class StereoBag:
         if not pairs:
             times = received[t.left], received[t.right]
             advice = no_pairs(left, right, *times, offset=self.reading.offset)
-            notes = "".join(f"; {note}" for note in self.bag.notes)
             raise ValueError(
                 f"{self.bag.path}: none of {len(left)} images of {t.left} and {len(right)} of "
                 f"{t.right} have stamps that are equal"
                 + (f" within {self.reading.slop:g} s" if slop else "")
-                + f"; {advice}{notes}"
+                + f"; {advice}{self.bag.noted()}"
             )
         self._pair_of = (
             {i: n for n, (i, _) in enumerate(pairs)},

@@ -58,3 +58,9 @@ def ros2_type(name: str) -> str:
     """A message type as ROS 2 writes it; ROS 1 leaves `msg` out."""
     package, slash, kind = name.partition("/")
     return f"{package}/msg/{kind}" if slash and "/" not in kind else name
+
+
+def reason_of(error: Exception) -> str:
+    """An exception in words, on one line that is not too long."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 200 else f"{words[:200]} ..."

@@ -28,7 +28,7 @@ from mcap.records import Channel as ChannelRecord
 from mcap.records import Schema, Statistics
 
 from kp_training.evaluation.bags.qos import offered_reliability
-from kp_training.evaluation.bags.storage import Channel, Note, StorageError, ros2_type
+from kp_training.evaluation.bags.storage import Channel, Note, StorageError, reason_of, ros2_type
 
 MAGIC = b"\x89MCAP0\r\n"
 RECORD = struct.Struct("<BQ")  # opcode, length
@@ -37,7 +37,15 @@ CHUNK = struct.Struct("<QQQII")  # first and last time, length, checksum; length
 PRIVATE = 0x80  # opcodes from here on are applications' own
 LAST_TIME = 2**63 - 1
 # What damaged records and compressed data make the decoders raise.
-DAMAGED = (McapError, ValueError, struct.error, RuntimeError, zstandard.ZstdError, MemoryError)
+DAMAGED = (
+    McapError,
+    ValueError,
+    struct.error,
+    RuntimeError,
+    zstandard.ZstdError,
+    MemoryError,
+    OverflowError,
+)
 REMEDY = "`mcap recover` writes a whole file"
 
 Data = bytes | mmap.mmap
@@ -287,8 +295,3 @@ class McapFile:
         if whole and checksum and zlib.crc32(data) != checksum:
             raise ValueError("its checksum is wrong")
         return data
-
-
-def reason_of(error: Exception) -> str:
-    """An exception in words, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__

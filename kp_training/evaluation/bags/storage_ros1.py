@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rosbags.rosbag1 import Reader, ReaderError
 
-from kp_training.evaluation.bags.storage import Channel, Note, StorageError, ros2_type
+from kp_training.evaluation.bags.storage import Channel, Note, StorageError, reason_of, ros2_type
 
 MAGIC = b"#ROSBAG V2.0"
 # What damaged records and compressed data make the reader raise.
@@ -38,8 +38,8 @@ class Ros1File:
             self.end = 0 if empty else self._reader.end_time - 1
         except DAMAGED as error:
             raise StorageError(
-                f"{path.name} cannot be read as a ROS 1 bag: {error}; `rosbag reindex` mends one "
-                "that was not closed"
+                f"{path.name} cannot be read as a ROS 1 bag: {reason_of(error)}; `rosbag reindex` "
+                "mends one that was not closed"
             ) from error
 
     @property
@@ -65,7 +65,9 @@ class Ros1File:
             except StopIteration:
                 return
             except DAMAGED as error:
-                self._note(f"{self.path.name}: reading ends after {read} messages: {error}")
+                self._note(
+                    f"{self.path.name}: reading ends after {read} messages: {reason_of(error)}"
+                )
                 return
             read += 1
             yield connections[connection.id], time, bytes(raw)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from kp_training.evaluation.bags.qos import offered_reliability
-from kp_training.evaluation.bags.storage import Channel, Note, StorageError, ros2_type
+from kp_training.evaluation.bags.storage import Channel, Note, StorageError, reason_of, ros2_type
 
 MAGIC = b"SQLite format 3\0"
 REMEDY = "`sqlite3 FILE .recover` writes what can be saved"
@@ -29,7 +29,7 @@ class SqliteFile:
             self._database = self._connect()
             self._by_id = self._read_topics()
         except (sqlite3.Error, TypeError, ValueError) as error:
-            raise StorageError(f"{path.name} cannot be read: {error}") from error
+            raise StorageError(f"{path.name} cannot be read: {reason_of(error)}") from error
         self._count()
 
     @property
@@ -60,7 +60,8 @@ class SqliteFile:
                 else:
                     broken += 1
         except sqlite3.Error as error:
-            self._note(f"{self.path.name}: reading ends after {read} messages: {error}; {REMEDY}")
+            why = reason_of(error)
+            self._note(f"{self.path.name}: reading ends after {read} messages: {why}; {REMEDY}")
         if broken:
             self._note(f"{self.path.name}: {broken} rows hold no message")
 
@@ -132,7 +133,7 @@ class SqliteFile:
                 "NOT INDEXED GROUP BY topic_id"
             ).fetchall()
         except sqlite3.Error as error:
-            self._note(f"{self.path.name}: its messages cannot be counted: {error}")
+            self._note(f"{self.path.name}: its messages cannot be counted: {reason_of(error)}")
             return
         strange = sum(row[1] for row in rows if row[0] not in self._by_id)
         if strange:

@@ -70,7 +70,10 @@ class _Messages:
         return self.type["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
 
     def disparity(self, header: Message, frame: StereoFrame, disparity: np.ndarray) -> Message:
-        calibration = frame.calibration()
+        try:
+            calibration = frame.calibration()
+        except ValueError:  # camera_info says the same; f and T are then 0, not known
+            calibration = None
         known = disparity[np.isfinite(disparity)]
         return self.type[DISPARITY](
             header,

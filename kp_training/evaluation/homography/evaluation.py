@@ -34,6 +34,7 @@ from kp_training.evaluation.metrics import (
     share,
     squared_distances,
 )
+from kp_training.evaluation.results import listed
 from kp_training.evaluation.scenes import read_grey
 from kp_training.image_files import folders_below
 
@@ -261,7 +262,7 @@ def evaluate_homography(
             if pair is shown:
                 shown_results[method.name] = result
     if shown is None:
-        raise ValueError(f"no usable pair in {folder}: {'; '.join(skipped)}")
+        raise ValueError(f"no usable pair in {folder}: {listed(skipped)}")
     protocol = pair_protocol(most, size, seeded, skipped, ransac_px=RANSAC_PX)
     metrics = pair_metrics_file(usable, METRICS, rows, protocol)
     return HomographyEvaluation(metrics, subjects, shown, shown_results)

@@ -29,6 +29,7 @@ from kp_training.evaluation.metrics import (
     scene_metrics,
     stereo_metrics,
 )
+from kp_training.evaluation.results import listed
 from kp_training.evaluation.scenes import Scene, load_scene
 
 STEPS = 5  # points of the curves over the number of keypoints, doubling from one to the next
@@ -135,9 +136,9 @@ def evaluate_middlebury(
             if chosen:
                 of_method.shown = result, published
     if not scenes:
-        raise ValueError(f"no usable scene in {folder}: {'; '.join(skipped)}")
+        raise ValueError(f"no usable scene in {folder}: {listed(skipped)}")
     if shown is None:
-        raise ValueError(f"scene {show} cannot be shown: {'; '.join(skipped)}")
+        raise ValueError(f"scene {show} cannot be shown: {listed(skipped)}")
     protocol = pair_protocol(most, size, seeded, skipped, matching=_matching(results))
     rows = {name: of_method.rows for name, of_method in results.items()}
     metrics = pair_metrics_file(scenes, METRICS, rows, protocol)
