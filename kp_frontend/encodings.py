@@ -167,6 +167,24 @@ class GreyConverter:
             pixels = _unpack(m.data, m.encoding, *size, bool(m.is_bigendian))
         return pixels
 
+    def clipped(self) -> str:
+        """A sentence if values came that are too great for the bit depth that was given."""
+        if self._given is None or self.greatest < 2**self._given:
+            return ""
+        return (
+            f"16-bit images have values up to {self.greatest}, bit_depth {self._given} makes all "
+            f"above {2**self._given - 1} white: set it to a greater one, or to auto"
+        )
+
+    def unused_bits(self) -> str:
+        """A sentence if the values so far need much less than the bit depth that was given."""
+        if self._given is None or not 0 < self.greatest < 2 ** (self._given - 2):
+            return ""
+        return (
+            f"16-bit images have values up to {self.greatest} only, of {2**self._given - 1}: "
+            "set bit_depth to fewer bits, or to auto"
+        )
+
     def _see(self, values: np.ndarray) -> None:
         if values.dtype != np.uint16 or self.greatest >= 2 ** BIT_DEPTHS[-2]:
             return
