@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from kp_frontend.features import StereoFeatures
+from kp_frontend.health import Finding
 
 WINDOW = 10  # reports over which rates are taken
 PAIRS = 300  # newest pairs over which times and counts are taken
 SILENCE = 3.0  # seconds without a pair that are worth a warning
 MUCH_DROPPED = 0.1  # of the images, worth a warning
-ROWS_OFF = 0.5  # pixels of median row offset that are worth a warning
-ENOUGH_MATCHES = 1000  # in all, before the row offset is judged
 
 
 @dataclass
@@ -29,6 +29,8 @@ class Health:
     why_silent: str = ""
     missing_infos: str = ""
     calibration_problem: str = ""
+    clock_problem: str = ""
+    findings: list[Finding] = field(default_factory=list)  # of `HealthMonitor`
     raw: bool = False
     failures_in_a_row: int = 0
     last_failure: str = ""
@@ -79,11 +81,19 @@ class Figures:
 
 
 class Diagnosis:
-    """Makes the status of a report; remembers earlier ones for the rates."""
+    """Makes the status of a report; remembers earlier ones for the rates and for the log.
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    Args:
+        name: of the node with its namespace.
+        log: takes a level and a sentence once for each change of level, and for each further cause
+            while it lasts.
+    """
+
+    def __init__(self, name: str, log: Callable[[bytes, str], None]) -> None:
+        self._name, self._log = name, log
         self._before: deque[tuple[float, dict[str, int]]] = deque(maxlen=WINDOW + 1)
+        self._level = DiagnosticStatus.OK
+        self._logged: set[str] = set()  # causes since the level changed
 
     def status(
         self, now: float, counts: dict[str, int], figures: dict[str, float], health: Health
@@ -92,7 +102,10 @@ class Diagnosis:
         self._before.append((now, counts))
         then, earlier = self._before[0]
         change = {name: counts[name] - earlier[name] for name in counts}
-        level, words = judge(change, figures, health)
+        level, found = judge(change, health)
+        words = "; ".join(finding.words for finding in found)
+        words = words or ("stereo features flow" if health.active else "inactive")
+        self._note(level, found, words)
         values = {
             **counts,
             "input_hz": _rate(change["received"] / 2, now - then),
@@ -108,54 +121,72 @@ class Diagnosis:
             values=[KeyValue(key=k, value=str(v)) for k, v in values.items()],
         )
 
+    def _note(self, level: bytes, found: list[Finding], words: str) -> None:
+        """Log what is new."""
+        causes = {finding.cause for finding in found}
+        if level != self._level:
+            self._level, self._logged = level, set()
+            self._log(level, words)
+        elif causes - self._logged:
+            self._log(level, words)
+        self._logged |= causes
+
 
 def _rate(count: float, seconds: float) -> float:
     return round(count / seconds, 2) if seconds > 0 else 0.0
 
 
-def judge(change: dict[str, int], figures: dict[str, float], health: Health) -> tuple[bytes, str]:
-    """Level and words.
+def judge(change: dict[str, int], health: Health) -> tuple[bytes, list[Finding]]:
+    """Level, and what there is to say; nothing where all is well.
 
     Args:
         change: by how much each counter grew over the last reports.
-        figures: as `Figures.values` gives them.
     """
     if not health.active:
-        return DiagnosticStatus.OK, "inactive"
-    errors, warnings = [], []
+        return DiagnosticStatus.OK, []
+    errors: list[Finding] = []
     if health.failures_in_a_row:
-        errors.append(
-            f"the engine failed {health.failures_in_a_row} times in a row: {health.last_failure}"
-        )
-    if health.silent > SILENCE:
-        warnings.append(f"no stereo pair for {health.silent:.0f} s: {health.why_silent}")
-    elif change["received"] and change["dropped"] > MUCH_DROPPED * change["received"]:
-        reasons = {
-            k.removeprefix("dropped_"): n
-            for k, n in change.items()
-            if k.startswith("dropped_") and n
-        }
-        share = change["dropped"] / change["received"]
-        each = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
-        bad = f" (last: {health.last_bad})" if reasons.get("bad") else ""
-        warnings.append(f"{share:.0%} of the images are dropped: {each}{bad}")
+        words = f"the engine failed {health.failures_in_a_row} times in a row"
+        errors.append(Finding("failed", f"{words}: {health.last_failure}"))
+    warnings = [*_flow(change, health), *_calibration(health)]
+    if health.clock_problem:
+        warnings.append(Finding("clocks", health.clock_problem))
     if health.asked_backend != "auto" and health.backend.partition(" ")[0] not in (
         health.asked_backend,
         "none",
     ):
-        warnings.append(f"{health.asked_backend} failed, {health.backend} is used instead")
+        words = f"{health.asked_backend} failed, {health.backend} is used instead"
+        warnings.append(Finding("backend", words))
+    if health.silent <= SILENCE:
+        warnings += health.findings
+    if errors:
+        return DiagnosticStatus.ERROR, errors + warnings
+    return DiagnosticStatus.WARN if warnings else DiagnosticStatus.OK, warnings
+
+
+def _flow(change: dict[str, int], health: Health) -> list[Finding]:
+    """No pairs, or many images dropped."""
+    if health.silent > SILENCE:
+        words = f"no stereo pair for {health.silent:.0f} s: {health.why_silent}"
+        return [Finding("silent", words)]
+    if change["dropped"] <= MUCH_DROPPED * change["received"]:
+        return []
+    reasons = {
+        k.removeprefix("dropped_"): n for k, n in change.items() if k.startswith("dropped_") and n
+    }
+    share = change["dropped"] / max(1, change["received"])
+    each = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
+    bad = f" (last: {health.last_bad})" if reasons.get("bad") else ""
+    return [Finding("dropped", f"{share:.0%} of the images are dropped: {each}{bad}")]
+
+
+def _calibration(health: Health) -> list[Finding]:
+    """camera_info that is missing or cannot be used."""
     lost = "no pair can be processed" if health.raw else "no depth"
     if health.missing_infos:
-        warnings.append(f"{lost}: no camera_info comes on {health.missing_infos}")
-    elif health.calibration_problem:
-        warnings.append(f"{lost}, camera_info cannot be used: {health.calibration_problem}")
-    offset = figures.get("row_offset_px", 0.0)
-    if abs(offset) > ROWS_OFF and figures["matches_in_window"] >= ENOUGH_MATCHES:
-        warnings.append(
-            f"the right image's rows are {offset:+.2f} px off the left's: calibrate the rig again"
-        )
-    if errors:
-        return DiagnosticStatus.ERROR, "; ".join(errors + warnings)
-    if warnings:
-        return DiagnosticStatus.WARN, "; ".join(warnings)
-    return DiagnosticStatus.OK, "stereo features flow"
+        words = f"{lost}: no camera_info comes on {health.missing_infos}"
+        return [Finding("no camera_info", words)]
+    if health.calibration_problem:
+        words = f"{lost}, camera_info cannot be used: {health.calibration_problem}"
+        return [Finding("camera_info", words)]
+    return []

@@ -15,7 +15,7 @@ import sys
 import time
 
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from kp_msgs.msg import StereoFeatures as StereoFeaturesMsg
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
@@ -24,9 +24,10 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 
 from kp_frontend.encodings import GreyConverter
 from kp_frontend.frontend import StereoFrontend
+from kp_frontend.health import HealthMonitor
 from kp_frontend.ros.accounts import Accounts
 from kp_frontend.ros.camera_infos import CameraInfos
-from kp_frontend.ros.diagnostics import Diagnosis, Figures, Health
+from kp_frontend.ros.diagnostics import SILENCE, Diagnosis, Figures, Health
 from kp_frontend.ros.engine import SupervisedEngine
 from kp_frontend.ros.extras import Extras
 from kp_frontend.ros.messages import ImageMessage
@@ -63,13 +64,14 @@ class StereoNode(SafeLifecycleNode):
         self.infos = CameraInfos(config.input == "raw", config.baseline)
         self.accounts = Accounts(lambda: self.input.waiting() if self.input else 0)
         self.figures = Figures()
-        self.diagnosis = Diagnosis(self.get_name())
+        self.diagnosis = Diagnosis(self.get_fully_qualified_name(), self._log)
+        self.health = HealthMonitor()
         self.engine: SupervisedEngine | None = None
         self.input: StereoInput | None = None
         self.worker: PairWorker | None = None
         self.extras: Extras | None = None
         self._was_active = False
-        self._last_pair = time.monotonic()
+        self._activated = self._last_pair = time.monotonic()
         self._era = 0
         self._last_bad = ""
         self.diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 5)
@@ -109,6 +111,8 @@ class StereoNode(SafeLifecycleNode):
         self._was_active = True
         self.engine.frontend.reset()
         self.figures.clear()
+        topics = [self.resolve_topic_name(f"{side}/image") for side in SIDES]
+        self.health = HealthMonitor(topics, self.grey)
         self.extras = Extras(self, lambda: self.parameters.node, self._warn)
         self.worker = PairWorker(
             self.engine,
@@ -116,12 +120,13 @@ class StereoNode(SafeLifecycleNode):
             self.infos,
             self.accounts,
             self.figures,
+            self.health,
             self.features_publisher,
             self.extras,
             self._warn,
             self._on_bad,
         )
-        self._last_pair = time.monotonic()
+        self._activated = self._last_pair = time.monotonic()
         self.input = StereoInput(
             self,
             self.parameters.node,
@@ -199,6 +204,15 @@ class StereoNode(SafeLifecycleNode):
         self._last_bad = words
         self._warn(words)
 
+    def _log(self, level: bytes, words: str) -> None:
+        logger = self.get_logger()
+        if level == DiagnosticStatus.OK:
+            logger.info(words)
+        elif level == DiagnosticStatus.WARN:
+            logger.warning(words)
+        else:
+            logger.error(words)
+
     def _warn(self, text: str) -> None:
         self.get_logger().warning(text, throttle_duration_sec=1.0)
 
@@ -219,9 +233,15 @@ class StereoNode(SafeLifecycleNode):
         if self.input is not None:
             self.input.look_for_latched_infos()
             health.silent = now - self._last_pair
-            health.why_silent = self.input.why_no_pairs()
-            health.missing_infos = self.input.missing_infos()
+            if health.silent > SILENCE:
+                health.why_silent = self.input.why_no_pairs()
+            if now - self._activated > SILENCE:
+                health.missing_infos = self.input.missing_infos()
+            health.clock_problem = self.input.clock_problem()
             health.raw, health.last_bad = self.infos.raw, self._last_bad
+            config = self.parameters.frontend
+            self.health.depths = config.min_depth, config.max_depth
+            health.findings = self.health.findings()
         if self.worker is not None:
             health.calibration_problem = self.worker.calibration_problem
         status = self.diagnosis.status(now, self.accounts.snapshot(), self.figures.values(), health)

@@ -12,6 +12,7 @@ from rclpy.publisher import Publisher
 from kp_frontend.calibration import StereoCalibration
 from kp_frontend.features import StereoFeatures
 from kp_frontend.frontend import BadInput
+from kp_frontend.health import HealthMonitor
 from kp_frontend.ros.accounts import Accounts
 from kp_frontend.ros.camera_infos import CameraInfos
 from kp_frontend.ros.diagnostics import Figures
@@ -50,13 +51,14 @@ class PairWorker:
         infos: CameraInfos,
         accounts: Accounts,
         figures: Figures,
+        health: HealthMonitor,
         publisher: Publisher,
         extras: Extras,
         say: Callable[[str], None],
         say_bad: Callable[[str], None],
     ) -> None:
         self._engine, self._parameters, self._infos = engine, parameters, infos
-        self._accounts, self._figures = accounts, figures
+        self._accounts, self._figures, self._health = accounts, figures, health
         self._publisher, self._extras = publisher, extras
         self._say, self._say_bad = say, say_bad
         self._era = 0
@@ -99,6 +101,7 @@ class PairWorker:
             published = time.monotonic()
             result.stage_ms["publish"] = 1e3 * (published - computed)
             self._figures.add(result, 1e3 * (published - pair.came))
+            self._health.add(published, result, *pair.greys, self._infos.cameras())
             self._extras.offer(result, pair.greys[0], left)
 
     def _compute(self, pair: Pair, begin: float) -> StereoFeatures | None:
@@ -120,11 +123,12 @@ class PairWorker:
         return result
 
     def _calibration(self, pair: Pair) -> StereoCalibration | None:
-        self.calibration_problem = ""
         try:
             left, right = pair.messages
             height, width = pair.greys[0].shape
-            return self._infos.of_pair((stamp_ns(left), stamp_ns(right)), (width, height))
+            found = self._infos.of_pair((stamp_ns(left), stamp_ns(right)), (width, height))
+            self.calibration_problem = ""
+            return found
         except ValueError as error:
             self.calibration_problem = str(error)
             return None

@@ -198,9 +198,11 @@ class StereoInput:
 
     def missing_infos(self) -> str:
         """On which topics no camera_info has come, and what is there instead; empty if all came."""
-        return " and ".join(
-            self.topics.missing_info(f"{SIDES[side]}/camera_info") for side in self._infos.needed()
-        )
+        needed = [f"{SIDES[side]}/camera_info" for side in self._infos.needed()]
+        words = " and ".join(map(self.topics.missing_info, needed))
+        if len(needed) == 1 and not self._infos.raw:
+            words += "; if you set baseline, the other camera's is enough"
+        return words
 
     def clock_problem(self) -> str:
         """A sentence if the images of pairs do not arrive together; empty if they do."""
@@ -224,8 +226,10 @@ class StereoInput:
             return self.topics.why_silent(silent)
         for name, recent in zip(SIDES, self._recent, strict=True):
             if len(recent) > 2 and len({stamp for stamp, _ in recent}) == 1:
-                topic = self.topics.name(name)
-                return f"all images of {topic} have the same time stamp: the driver does not set it"
+                return (
+                    f"the time stamp of all images of {self.topics.name(name)} is "
+                    f"{recent[0][0] / 1e9:.9f}: the driver does not set it"
+                )
         new = [
             [both for both in recent if last is None or both[0] > last]
             for recent, last in zip(self._recent, self._last_paired, strict=True)

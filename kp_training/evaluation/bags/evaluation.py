@@ -10,6 +10,7 @@ import numpy as np
 from kp_frontend.config import FrontendConfig
 from kp_frontend.features import StereoFeatures
 from kp_frontend.ros.messages import stereo_features
+from kp_training.evaluation.bags.health import StreamHealth
 from kp_training.evaluation.bags.messages import true_disparity
 from kp_training.evaluation.bags.reader import Bag, stamp_of
 from kp_training.evaluation.bags.runs import Example, Offline, Run, agreement, measure
@@ -61,20 +62,26 @@ def evaluate_bag(
                 raise ValueError(f"{path} has features only: there are no images to play")
             return _recorded_alone(bag, topics, topics.features), None
         camera = StereoBag(bag, topics, reading)
+
+        def health() -> StreamHealth:
+            depths = config.min_depth, config.max_depth
+            return StreamHealth([topics.left or "", topics.right or ""], camera.grey, depths)
+
         runs: dict[str, Run] = {}
         told: dict[str, dict] = {}
         if topics.features is not None and not live:
-            runs["recorded"] = _recorded(camera, topics.features)
+            runs["recorded"] = _recorded(camera, topics.features, health())
         else:
             name, source = Path(config.model).stem, Offline(config, camera.skipped)
-            offline = runs[name] = _offline(camera, source)
+            offline = runs[name] = _offline(camera, source, health())
             if live and (size := source.first_size):
-                runs[f"{name} live"], told = _live(camera, offline, config, size, out, rate)
+                playing = (config, size, out, rate)
+                runs[f"{name} live"], told = _live(camera, offline, *playing, health())
         result = _result(bag, topics, runs, *_images(camera, config, runs)) | told
         return result, list(runs.values())[-1].example
 
 
-def _recorded(camera: StereoBag, topic: str) -> Run:
+def _recorded(camera: StereoBag, topic: str, health: StreamHealth) -> Run:
     """With the features that the bag carries."""
     found = recorded_features(camera.bag, topic, camera.skipped)
     lonely = sorted(found.keys() - set(camera.stamps))
@@ -83,12 +90,12 @@ def _recorded(camera: StereoBag, topic: str) -> Run:
     def source(frame: StereoFrame) -> tuple[StereoFeatures, None] | None:
         return (found[frame.stamp], None) if frame.stamp in found else None
 
-    return measure(camera.frames(), source, len(camera.stamps), "recorded features")
+    return measure(camera.frames(), source, len(camera.stamps), "recorded features", health)
 
 
-def _offline(camera: StereoBag, source: Offline) -> Run:
+def _offline(camera: StereoBag, source: Offline, health: StreamHealth) -> Run:
     """With the front end called here."""
-    run = measure(camera.frames(), source, len(camera.stamps), "offline")
+    run = measure(camera.frames(), source, len(camera.stamps), "offline", health)
     if not run.rows:
         raise ValueError(f"no pair of {camera.bag.path} is usable: {listed(camera.skipped)}")
     run.backend = source.frontend.backend
@@ -102,6 +109,7 @@ def _live(
     size: tuple[int, int],
     out: Path,
     rate: float,
+    health: StreamHealth,
 ) -> tuple[Run, dict]:
     """With what the node publishes, and how that compares."""
     from kp_training.evaluation.bags.live import play  # only here: DDS
@@ -113,7 +121,7 @@ def _live(
         return None if features is None else (features, played.latency_ms[frame.stamp])
 
     said = list(camera.skipped)
-    run = measure(camera.frames(), source, len(camera.stamps), "live")
+    run = measure(camera.frames(), source, len(camera.stamps), "live", health)
     camera.skipped[:] = said  # the second reading says the same again
     run.backend = played.counts.get("backend", "unknown")
     return run, {
@@ -224,5 +232,6 @@ def _result(
             method: _summary({name(stamp): row for stamp, row in run.rows.items()})
             for method, run in runs.items()
         },
+        "health": {method: run.health for method, run in runs.items()},
         "histograms": histograms,
     }

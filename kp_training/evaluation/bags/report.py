@@ -78,6 +78,12 @@ def accounting(result: dict) -> list[str]:
         if missing:
             lines.append(f"{method}: {len(missing)} pairs without features: {_some(missing)}")
     lines += [f"could not be used: {reason}" for reason in pairs["skipped"]]
+    for method, found in result["health"].items():
+        lines += [
+            f"{method}: warning from {entry['first']} on ({entry['share']:.0%} of the time): "
+            f"{entry['words']}"
+            for entry in found
+        ]
     return lines
 
 

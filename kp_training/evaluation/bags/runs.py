@@ -12,6 +12,7 @@ from rich.progress import track
 from kp_frontend.config import FrontendConfig
 from kp_frontend.features import StereoFeatures
 from kp_frontend.frontend import StereoFrontend
+from kp_training.evaluation.bags.health import StreamHealth
 from kp_training.evaluation.bags.stamps import stamp_text
 from kp_training.evaluation.bags.stream import Row, StreamMetrics
 from kp_training.evaluation.frames import StereoFrame
@@ -39,6 +40,7 @@ class Run:
     cameras: dict[int, str] = field(default_factory=dict)
     backend: str = ""
     example: Example | None = None
+    health: list[dict] = field(default_factory=list)  # as `StreamHealth.summary`
 
     def finish(self, metrics: StreamMetrics) -> None:
         """Take what was collected over the pairs."""
@@ -46,8 +48,10 @@ class Run:
         self.row_errors = np.concatenate([np.zeros(0), *metrics.row_errors])
 
 
-def measure(frames: Iterator[StereoFrame], source: Source, total: int, words: str) -> Run:
-    """Metrics of all frames with the features of a source."""
+def measure(
+    frames: Iterator[StereoFrame], source: Source, total: int, words: str, health: StreamHealth
+) -> Run:
+    """Metrics of all frames with the features of a source, and their health."""
     metrics, run = StreamMetrics(), Run()
     for number, frame in enumerate(track(frames, words, total=total)):
         run.cameras[frame.stamp] = frame.camera
@@ -56,12 +60,14 @@ def measure(frames: Iterator[StereoFrame], source: Source, total: int, words: st
             run.missing.append(frame.stamp)
             continue
         features, milliseconds = found
+        health.add(frame, features)
         image = frame.rectified().left  # where the features' coordinates are
         row = metrics.add(frame.stamp, frame.camera, features, image, frame.disparity)
         run.rows[frame.stamp] = row | {"latency_ms": milliseconds}
         if number <= total // 2:
             run.example = (image, features, frame.disparity)
     run.finish(metrics)
+    run.health = health.summary()
     return run
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kp_frontend.encodings import GreyConverter
+from kp_frontend.health import says_raw
 from kp_training.evaluation.bags.messages import camera_of, pose_of, true_disparity
 from kp_training.evaluation.bags.reader import Bag, stamp_of
 from kp_training.evaluation.bags.stamps import (
@@ -197,7 +198,7 @@ class StereoBag:
         )
         if frame.raw and frame.cameras is None:
             raise ValueError(f"{left_topic} is raw, and has no camera_info that rectifies it")
-        if not frame.raw and "raw" in left_topic and frame.cameras and frame.cameras[0].distorted:
+        if not frame.raw and says_raw(left_topic) and frame.cameras and frame.cameras[0].distorted:
             raise ValueError(f"{left_topic} is not rectified, says its camera_info: give --raw")
         return frame
 
