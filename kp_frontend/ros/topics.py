@@ -72,8 +72,9 @@ class Topics:
             return [("no image comes on {}", names[0]), *found]
         if not self._compressed and COMPRESSED in self._types(base):
             return [("the images on {} are CompressedImage: set transport to compressed", base)]
-        if not self._compressed and COMPRESSED in self._types(f"{base}/compressed"):
-            return [("only {}/compressed is published: set transport to compressed", base)]
+        packed = f"{base}/compressed"
+        if not self._compressed and COMPRESSED in self._types(packed):
+            return [("only compressed images come, on {}: set transport to compressed", packed)]
         if self._compressed and IMAGE in self._types(base):
             return [("the images on {} are Image, not compressed: set transport to raw", base)]
         if types := self._types(names[0]):
