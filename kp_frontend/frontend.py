@@ -194,7 +194,8 @@ class StereoFrontend:
                 what = f"{getattr(image, 'dtype', type(image).__name__)} {np.shape(image)}"
                 raise BadInput(f"the {name} image must be (height, width) uint8, not {what}")
         if left.shape != right.shape:
-            raise BadInput(f"left is {left.shape} and right {right.shape}: sizes must be equal")
+            sizes = ["{1}x{0}".format(*image.shape) for image in (left, right)]
+            raise BadInput(f"left is {sizes[0]} and right {sizes[1]}: sizes must be equal")
         height, width = left.shape
         if min(height, width) < STRIDE + 2 * self.config.border:
             raise BadInput(f"a {width}x{height} image is too small for the network")

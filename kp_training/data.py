@@ -7,6 +7,7 @@ as one. Workers only decode images and draw numbers; views.py warps pixels on th
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,9 @@ class PairDataset(Dataset):
     - `real` bool: the views show the images of a pair
     - `disparity` (C, C) float32: at the pixels of the right canvas, 0 where it is unknown or where
       both views show one image
+
+    An image that can no longer be read is named once on stderr, and the next one of the order is
+    taken in its place.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class PairDataset(Dataset):
         self.labels, self.indices, self.samples = labels, indices, samples
         self.seed, self.config = seed, config
         self._epoch, self._order = -1, indices
+        self._unreadable: set[int] = set()
         index = {Path(path).as_posix(): i for i, path in enumerate(labels.paths)}
         self._pairs = {
             index[pair.left]: (index[pair.right], pair)
@@ -64,10 +69,8 @@ class PairDataset(Dataset):
         if epoch != self._epoch:
             shuffle = np.random.default_rng([self.seed, epoch, 1 << 20])
             self._epoch, self._order = epoch, shuffle.permutation(self.indices)
-        index = int(self._order[position])
-        real = index in self._pairs and rng.random() < self.config.real_share
-        sources = [index, self._pairs[index][0]] if real else [index]
-        images = [self._read(source) for source in sources]
+        sources, images, disparity = self._load(position, rng)
+        real = disparity is not None
         height, width = (min(n, self.config.canvas) for n in images[0].shape)
         corner = [
             int(rng.integers(images[0].shape[k] - n + 1)) for k, n in ((1, width), (0, height))
@@ -93,11 +96,39 @@ class PairDataset(Dataset):
         if self._pairs:
             sample["real"] = np.array(real)
             sample["disparity"] = np.zeros((self.config.canvas,) * 2, np.float32)
-        if real:
+        if disparity is not None:
             x, y = corner
-            disparity = right_disparity(self.labels.folder, self._pairs[index][1])
             sample["disparity"][:height, :width] = disparity[y : y + height, x : x + width]
         return sample
+
+    def _load(
+        self, position: int, rng: np.random.Generator
+    ) -> tuple[list[int], list[np.ndarray], np.ndarray | None]:
+        """The first image from a position of the order on that can be read.
+
+        Returns:
+            Its index, or those of a real pair; the images; of a pair the disparity.
+
+        Raises:
+            ValueError: no image can be read any more.
+        """
+        reason: ValueError | None = None
+        for step in range(len(self._order)):
+            index = int(self._order[(position + step) % len(self._order)])
+            if index in self._unreadable:
+                continue
+            real = index in self._pairs and rng.random() < self.config.real_share
+            sources = [index, self._pairs[index][0]] if real else [index]
+            try:
+                images = [self._read(source) for source in sources]
+                pair = self._pairs[index][1] if real else None
+                disparity = right_disparity(self.labels.folder, pair) if pair else None
+                return sources, images, disparity
+            except ValueError as error:
+                reason = error
+                self._unreadable.add(index)
+                print(f"skipped: {error} ({len(self._unreadable)} so far)", file=sys.stderr)
+        raise ValueError(f"no training image can be read any more: {reason}")
 
     def _read(self, index: int) -> np.ndarray:
         path = self.labels.folder / self.labels.paths[index]

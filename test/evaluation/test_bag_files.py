@@ -379,6 +379,46 @@ def test_a_ros1_bag_is_read_by_all_commands(frames, messages, tmp_path, capsys):
     assert "rosbag reindex" in capsys.readouterr().err
 
 
+def test_an_mcap_file_of_ros1_is_read(messages, tmp_path):
+    """What `mcap convert` makes of a ROS 1 bag."""
+    path = tmp_path / "bag.mcap"
+    with path.open("wb") as file:
+        writer = McapWriter(file)
+        writer.start("ros1")
+        channels = {}
+        for topic, kind, time, raw in messages:
+            if topic not in channels:
+                name = kind.replace("/msg/", "/")
+                schema = writer.register_schema(name, "ros1msg", b"Header header")
+                channels[topic] = writer.register_channel(topic, "ros1", schema)
+            message = bytes(STORE.cdr_to_ros1(raw, kind))
+            writer.add_message(channels[topic], time, message, time)
+        writer.finish()
+    assert pairs_of(path) == (COUNT, [])
+
+
+def test_an_sqlite_recording_that_was_killed_is_read(messages, tmp_path):
+    """Its last messages are in the write-ahead log; a topic may have several rows."""
+    folder = write_folder(tmp_path / "bag", messages[:8], "SQLITE3")
+    writing = sqlite3.connect(folder / "bag.db3")
+    writing.execute("PRAGMA journal_mode = WAL")
+    writing.execute(
+        "INSERT INTO topics SELECT id + 100, name, type, serialization_format, "
+        "offered_qos_profiles, type_description_hash FROM topics"
+    )
+    numbers = dict(writing.execute("SELECT name, id FROM topics WHERE id > 100"))
+    rows = [(numbers[topic], time, raw) for topic, _, time, raw in messages[8:]]
+    writing.executemany("INSERT INTO messages (topic_id, timestamp, data) VALUES (?, ?, ?)", rows)
+    writing.commit()
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    for name in ("bag.db3", "bag.db3-wal"):
+        shutil.copy(folder / name, killed / name)
+    writing.close()
+    assert (killed / "bag.db3-wal").stat().st_size > 0
+    assert pairs_of(killed)[0] == COUNT
+
+
 def test_messages_may_be_compressed_one_by_one(messages, tmp_path):
     packed = [(*m[:3], zstandard.compress(m[3])) for m in messages]
     assert pairs_of(write_mcap(tmp_path / "bag.mcap", packed)) == (COUNT, [])

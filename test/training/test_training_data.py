@@ -20,7 +20,7 @@ from kp_frontend.network import load_network
 from kp_training.classics import classic_keypoints
 from kp_training.config import load_config
 from kp_training.data import PairDataset, micro_batches
-from kp_training.labels import find_images, label_folder, label_in_parts, load_labels
+from kp_training.labels import Labels, find_images, label_folder, label_in_parts, load_labels
 from kp_training.objective import losses
 from kp_training.recordings import extract_images
 from kp_training.splits import scene_of, split_images
@@ -315,3 +315,26 @@ def test_released_weights_are_fine_tuned_on_a_bag(tmp_path, capsys):
     assert run["data"]["images"] == 6 and run["start"].startswith("tiny (sha256")
     assert main(["train", "--out", str(tmp_path / "run3")]) == 1
     assert "--bag" in capsys.readouterr().err
+
+
+def test_an_image_that_vanishes_during_training_is_skipped(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.png", "c.png"):
+        cv2.imwrite(str(tmp_path / name), rng.integers(0, 255, (80, 80), np.uint8))
+    count = np.zeros(0, np.float32)
+    labels = Labels(
+        tmp_path, np.array(["a.png", "b.png", "c.png"]), np.zeros(3, np.uint32),
+        np.zeros(4, np.int64), np.zeros((0, 2), np.float32), count, count, count,
+    )  # fmt: skip
+    config = load_config("paper").views
+    data = PairDataset(labels, np.arange(3), 6, 0, config)
+    before = [data[i] for i in range(6)]
+    (tmp_path / "b.png").unlink()
+    after = [data[i] for i in range(6)]
+    assert "b.png can no longer be read (1 so far)" in capsys.readouterr().err
+    same = [np.array_equal(x["canvas"], y["canvas"]) for x, y in zip(before, after, strict=True)]
+    assert same.count(False) == 2  # its own samples, one in each epoch
+    for name in ("a.png", "c.png"):
+        (tmp_path / name).write_bytes(b"?")
+    with pytest.raises(ValueError, match="no training image can be read any more"):
+        data[0]

@@ -35,6 +35,7 @@ RECORD = struct.Struct("<BQ")  # opcode, length
 MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, time of recording, of publishing
 CHUNK = struct.Struct("<QQQII")  # first and last time, length, checksum; length of compression
 PRIVATE = 0x80  # opcodes from here on are applications' own
+DESCRIBING = (Opcode.SCHEMA, Opcode.CHANNEL, Opcode.STATISTICS)  # small records
 LAST_TIME = 2**63 - 1
 # What damaged records and compressed data make the decoders raise.
 DAMAGED = (
@@ -162,7 +163,7 @@ class McapFile:
             elif opcode == Opcode.FOOTER:
                 closed = True
                 break
-            else:
+            elif opcode in DESCRIBING:
                 self._describe(opcode, self._data[begin:end])
             row = opcode == Opcode.MESSAGE
         if closed:
@@ -266,7 +267,7 @@ class McapFile:
                     yield number, min(time, LAST_TIME), data[at + MESSAGE.size : until]
                 else:
                     unknown += 1
-            elif segment.chunk and opcode in (Opcode.SCHEMA, Opcode.CHANNEL):
+            elif segment.chunk and opcode in DESCRIBING:
                 self._describe(opcode, data[at:until])
         where = f"{self.path.name}: of the chunk at byte {segment.begin}"
         if unknown:
