@@ -16,6 +16,7 @@ has these differences:
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kp_frontend.sampling import sample_features
 
@@ -204,7 +206,13 @@ def weights_path(model: str | Path) -> Path:
 def save_network(
     network: KeypointNetwork, path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write weights and architecture to a safetensors file."""
+    """Write weights and architecture to a safetensors file.
+
+    Raises:
+        ValueError: the network's batch normalisation is folded.
+    """
+    if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        raise ValueError("a network whose batch normalisation is folded cannot be saved")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(network).items()}
     header = {"architecture": json.dumps(asdict(network.config)), **(metadata or {})}
     Path(path).write_bytes(save(state, header))
@@ -215,8 +223,27 @@ def weights(network: KeypointNetwork) -> dict[str, Tensor]:
     return {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
 
 
+def load_for_inference(model: str | Path) -> KeypointNetwork:
+    """Load a network as `load_network` does and fold its batch normalisation."""
+    return folded(load_network(model))
+
+
+def folded(network: KeypointNetwork) -> KeypointNetwork:
+    """A copy for inference in which the convolutions include the batch normalisation after them.
+
+    It computes the same in fewer steps. It cannot be trained further, nor saved.
+    """
+    network = copy.deepcopy(network).eval()
+    for module in list(network.modules()):
+        if isinstance(module, ConvBlock):
+            convolution, normalisation, _ = module
+            module[0] = fuse_conv_bn_eval(convolution, normalisation)
+            del module[1]
+    return network
+
+
 def load_network(model: str | Path) -> KeypointNetwork:
-    """Load a network for inference by released name or from a safetensors file.
+    """Load a network, in eval mode, by released name or from a safetensors file.
 
     Raises:
         ValueError: the weights do not exist, or the file is truncated, not safetensors, or of

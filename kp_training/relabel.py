@@ -25,7 +25,13 @@ from kp_frontend.detection import (
     suppress,
     top_keypoints,
 )
-from kp_frontend.network import STRIDE, KeypointNetwork, channels_last, load_network, weights_path
+from kp_frontend.network import (
+    STRIDE,
+    KeypointNetwork,
+    channels_last,
+    load_for_inference,
+    weights_path,
+)
 from kp_training.classics import random_homography
 from kp_training.labels import Labels, check_writable, image_seed, label_in_parts, read_grey
 from kp_training.views import NOISE, native_bf16, photometric, sample, transform
@@ -121,7 +127,7 @@ def relabel_folder(
     Raises:
         ValueError: there is no readable image, or the weights cannot be used.
     """
-    network = channels_last(load_network(model).to(device))
+    network = channels_last(load_for_inference(model).to(device))
     check_writable(out)
 
     def rows_of(paths: list[Path]) -> Iterator[np.ndarray | None]:

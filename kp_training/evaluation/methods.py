@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from kp_frontend.config import FrontendConfig
 from kp_frontend.detection import heatmap
 from kp_frontend.frontend import StereoFrontend
-from kp_frontend.network import channels_last, load_network
+from kp_frontend.network import channels_last, load_for_inference
 from kp_frontend.pipeline import StereoPipeline
 from kp_training.evaluation.external import external_method
 from kp_training.evaluation.method import NOTHING, Found, Method, Published
@@ -28,7 +28,7 @@ class NetworkMethod(Method):
     def __init__(self, model: str, most: int) -> None:
         super().__init__(model, self._detect)
         self._model, self._most = model, most
-        self._network = channels_last(load_network(model))
+        self._network = channels_last(load_for_inference(model))
         self._frontend = cache(StereoFrontend)
 
     def _config(self, height: int, width: int) -> FrontendConfig:

@@ -8,11 +8,14 @@ from dataclasses import asdict
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kp_frontend.network import (
     SIZES,
     build_network,
+    folded,
+    load_for_inference,
     load_network,
     released_weights,
     save_network,
@@ -65,6 +68,26 @@ def test_weights_survive_saving(tmp_path):
     with torch.inference_mode():
         for a, b in zip(outputs(network, image), outputs(loaded, image), strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_folded_batch_normalisation_computes_the_same(size):
+    network = load_network(size)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    fast = folded(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
+    image = torch.randint(0, 256, (1, 1, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        for expected, found in zip(outputs(network, image), outputs(fast, image), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    for name, tensor in network.state_dict().items():  # the given one can be trained further
+        assert torch.equal(tensor, before[name])
+
+
+def test_a_folded_network_cannot_be_saved(tmp_path):
+    with pytest.raises(ValueError, match="batch normalisation is folded"):
+        save_network(load_for_inference("tiny"), tmp_path / "w.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_released_weights_load_and_have_a_model_card():
