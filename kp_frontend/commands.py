@@ -153,7 +153,8 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--backends",
         default="tensorrt,cuda,openvino,torch",
-        help="comma-separated list; unavailable backends are skipped (default: all)",
+        help="comma-separated list; unavailable backends are skipped (default: all); a precision "
+        "can follow a name: openvino:int8",
     )
     command.add_argument(
         "--rounds", type=count, default=30, help="timed calls of each method (default 30)"

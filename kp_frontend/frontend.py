@@ -20,6 +20,7 @@ from kp_frontend.detection import block_side
 from kp_frontend.features import Features, StereoFeatures
 from kp_frontend.network import STRIDE, load_for_inference
 from kp_frontend.pipeline import PipelineResults, StereoPipeline
+from kp_frontend.quantization import require_ranges
 from kp_frontend.tracking import Tracker
 
 
@@ -39,6 +40,8 @@ class StereoFrontend:
     def __init__(self, config: FrontendConfig | None = None) -> None:
         self.config = config or FrontendConfig()
         self.network = load_for_inference(self.config.model)
+        if self.config.precision == "int8":
+            require_ranges(self.network, self.config.model)
         self._backend: Backend | None = None
         self._built_for: tuple[int, int, bool] | None = None
         self._left_out: frozenset[str] = frozenset()  # backends that failed

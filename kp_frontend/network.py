@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from kp_frontend.sampling import sample_features
 STRIDE = 16  # image sides must be multiples of this: the stride of the coarsest level
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 
+Range = tuple[float, float]  # smallest and largest value of an activation
 Net = TypeVar("Net", bound=nn.Module)
 
 
@@ -68,6 +70,21 @@ def channels_last(module: Net) -> Net:
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+class Sum(nn.Module):
+    """The sum of two tensors, with `relu` without its negative part.
+
+    A module, so that its result has a name and can be quantized.
+    """
+
+    def __init__(self, relu: bool = False) -> None:
+        super().__init__()
+        self.relu = relu
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        total = first + second
+        return F.relu(total) if self.relu else total
+
+
 class ConvBlock(nn.Sequential):
     """Convolution without bias, batch normalisation, ReLU."""
 
@@ -86,10 +103,12 @@ class Stage(nn.Module):
         super().__init__()
         self.down = ConvBlock(inputs, outputs, stride=2)
         self.body = nn.Sequential(*(ConvBlock(outputs, outputs) for _ in range(depth - 1)))
+        if depth > 1:
+            self.sum = Sum()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.down(x)
-        return x + self.body(x) if len(self.body) else x
+        return self.sum(x, self.body(x)) if len(self.body) else x
 
 
 class Detector(nn.Module):
@@ -105,8 +124,10 @@ class Detector(nn.Module):
             nn.Conv2d(inputs, outputs, 1)
             for inputs, outputs in zip(channels, (half, quarter, quarter), strict=True)
         )
+        self.quarter_sum = Sum(relu=True)
         self.quarter_mix = ConvBlock(quarter, quarter)
         self.up = nn.ConvTranspose2d(quarter, half, 2, stride=2)
+        self.half_sum = Sum(relu=True)
         self.half_mix = ConvBlock(half, half)
         self.logits = nn.Conv2d(half, 4, 1)
         assert self.logits.bias is not None
@@ -124,8 +145,8 @@ class Detector(nn.Module):
         half, quarter, eighth = (
             layer(x) for layer, x in zip(self.lateral, (half, quarter, eighth), strict=True)
         )
-        features = self.quarter_mix(F.relu(quarter + upsampled(eighth)))
-        x = self.half_mix(F.relu(half + self.up(features)))
+        features = self.quarter_mix(self.quarter_sum(quarter, upsampled(eighth)))
+        x = self.half_mix(self.half_sum(half, self.up(features)))
         return F.pixel_shuffle(self.logits(x), 2), features
 
 
@@ -135,12 +156,14 @@ class KeypointNetwork(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
+        self.ranges: dict[str, Range] = {}  # of `activations`, for int8; empty: not known
         c, head = config.channels, config.descriptor_channels
         self.stages = nn.ModuleList(
             Stage(inputs, outputs, depth)
             for inputs, outputs, depth in zip((1, *c[:3]), c, config.depths, strict=True)
         )
         self.coarse = nn.Conv2d(c[3], c[2], 1)
+        self.eighth_sum = Sum()
         self.detector = Detector(c[:3], config.detector_channels)
         self.descriptor = nn.Sequential(
             ConvBlock(c[2], head), nn.Conv2d(head, config.descriptor_dim, 1)
@@ -161,7 +184,7 @@ class KeypointNetwork(nn.Module):
         half = self.stages[0](x)
         quarter = self.stages[1](half)
         eighth = self.stages[2](quarter)
-        eighth = eighth + upsampled(self.coarse(self.stages[3](eighth)))
+        eighth = self.eighth_sum(eighth, upsampled(self.coarse(self.stages[3](eighth))))
         logits, fine = self.detector(half, quarter, eighth)
         return logits, (self.descriptor(eighth), fine)
 
@@ -170,6 +193,12 @@ class KeypointNetwork(nn.Module):
         coarse, fine = features
         fine = sample_features(fine, xy, 4).to(self.fine.weight.dtype)
         return F.normalize(sample_features(coarse, xy, 8) + self.fine(fine).float(), dim=-1)
+
+
+def activations(network: KeypointNetwork) -> dict[str, nn.Module]:
+    """The modules by name whose results are rounded when the network is quantized."""
+    modules = network.named_modules()
+    return {name: module for name, module in modules if isinstance(module, ConvBlock | Sum)}
 
 
 def build_network(size: str) -> KeypointNetwork:
@@ -206,7 +235,7 @@ def weights_path(model: str | Path) -> Path:
 def save_network(
     network: KeypointNetwork, path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write weights and architecture to a safetensors file.
+    """Write weights, architecture and, where they are known, ranges to a safetensors file.
 
     Raises:
         ValueError: the network's batch normalisation is folded.
@@ -215,6 +244,8 @@ def save_network(
         raise ValueError("a network whose batch normalisation is folded cannot be saved")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(network).items()}
     header = {"architecture": json.dumps(asdict(network.config)), **(metadata or {})}
+    if network.ranges:
+        header["ranges"] = json.dumps(network.ranges)
     Path(path).write_bytes(save(state, header))
 
 
@@ -237,6 +268,8 @@ def folded(network: KeypointNetwork) -> KeypointNetwork:
     for module in list(network.modules()):
         if isinstance(module, ConvBlock):
             convolution, normalisation, _ = module
+            assert isinstance(convolution, nn.Conv2d)
+            assert isinstance(normalisation, nn.BatchNorm2d)
             module[0] = fuse_conv_bn_eval(convolution, normalisation)
             del module[1]
     return network
@@ -250,23 +283,49 @@ def load_network(model: str | Path) -> KeypointNetwork:
             another kind of network.
     """
     path = weights_path(model)
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    state, header = _read(path)
     try:
         fields: dict[str, Any] = json.loads(header["architecture"])
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         config = NetworkConfig(**fields)
         network = KeypointNetwork(config)
-    except (KeyError, TypeError, ValueError) as error:
+        ranges = json.loads(header.get("ranges", "{}"))
+        network.ranges = {name: (float(low), float(high)) for name, (low, high) in ranges.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not contain a keypoint network of kp_frontend") from error
     expected = {name: tensor.shape for name, tensor in weights(network).items()}
     if expected != {name: tensor.shape for name, tensor in state.items()}:
         raise ValueError(f"{path} does not match the architecture in its header")
     if not all(tensor.isfinite().all() for tensor in state.values()):
         raise ValueError(f"{path} has weights that are not finite: the file is damaged")
+    if network.ranges and not _fit(network):
+        raise ValueError(f"{path} has int8 ranges of another network: run `kp quantize` again")
     network.load_state_dict(state, strict=False)  # only the batch counters are missing
     return network.eval()
+
+
+def read_metadata(model: str | Path) -> dict[str, str]:
+    """The metadata of a network's weights file, for `save_network`.
+
+    Raises:
+        ValueError: see `load_network`.
+    """
+    return _read(weights_path(model))[1]
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _fit(network: KeypointNetwork) -> bool:
+    """Whether the ranges are those of the network's activations, and such that can be used."""
+    usable = all(
+        low <= 0 <= high < math.inf and low < high for low, high in network.ranges.values()
+    )
+    return usable and network.ranges.keys() == activations(network).keys()

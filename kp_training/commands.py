@@ -75,6 +75,17 @@ def _train(arguments: argparse.Namespace) -> None:
         print(best)
 
 
+def _quantize(arguments: argparse.Namespace) -> None:
+    from kp_training.quantize import quantize
+
+    images = _images(arguments, arguments.out.with_name(arguments.out.name + ".images"))
+    result = quantize(arguments.model, images, arguments.out, arguments.most)
+    for path in result.unreadable:
+        print(f"skipped, unreadable: {path}")
+    print(f"int8 against fp32: {result.agreement}")
+    print(f"{len(result.ranges)} ranges measured on {result.images} images: {arguments.out}")
+
+
 def _add_bag(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--bag", type=Path, help="use the images of this bag (rosbag2 folder, .mcap, .bag)"
@@ -124,6 +135,23 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="maximum number of keypoints per image (default 2000)",
     )
     _add_bag(label)
+
+    quantize = add_command(
+        commands,
+        "quantize",
+        "measure a network's ranges on images, so that it can run in int8",
+        "quantize tiny --images images/ --out tiny_int8.safetensors",
+        _quantize,
+    )
+    quantize.add_argument("model", help="network's name or weights file")
+    quantize.add_argument("--images", type=Path, help="folder of training images")
+    quantize.add_argument(
+        "--out", type=Path, required=True, help=".safetensors file to write; may be the model"
+    )
+    quantize.add_argument(
+        "--most", type=count, default=100, help="images to measure on (default 100)"
+    )
+    _add_bag(quantize)
 
     train = add_command(
         commands,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import logging
 import sys
 import tempfile
 import warnings
@@ -14,15 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kp_frontend import quantization
 from kp_frontend.backends import BackendOptions, choose_precision
 from kp_frontend.backends.agreement import check_inputs, reference, require
 from kp_frontend.backends.engine_cache import file_digest
+from kp_frontend.backends.processor import int8_dot_products
+from kp_frontend.network import KeypointNetwork
 from kp_frontend.pipeline import StereoPipeline
+from kp_frontend.quantization import with_quantized_network
 
 if TYPE_CHECKING:
     import openvino
 
-HINTS = {"fp32": "f32", "bf16": "bf16"}
+log = logging.getLogger(__name__)
+
+PRECISIONS = ("int8", "bf16", "fp32")  # fastest first
 
 
 class OpenVinoBackend:
@@ -64,24 +71,43 @@ def convert(module: nn.Module, example: tuple[Tensor, ...]) -> bytes:
     return len(graph).to_bytes(8, "little") + graph + weights
 
 
-def compile_model(stored: bytes, options: BackendOptions) -> OpenVinoBackend:
+def multiplies_bf16() -> bool:
+    """Whether the processor multiplies bf16 natively."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def best_precisions(network: KeypointNetwork) -> list[str]:
+    """The precisions that suit the processor and the weights, fastest first.
+
+    int8 needs int8 dot products and weights with ranges. bf16 needs native support.
+    """
+    suits = {
+        "int8": bool(network.ranges) and int8_dot_products() is not None,
+        "bf16": multiplies_bf16(),
+        "fp32": True,
+    }
+    return [precision for precision in PRECISIONS if suits[precision]]
+
+
+def compile_model(stored: bytes, precision: str, threads: int = 0) -> OpenVinoBackend:
     """Compile the result of `convert`.
 
-    bf16 is the default if the processor supports it natively. OpenVINO applies this hint only up to
-    the last convolution of the network. Everything after it, including all coordinates, stays in
-    fp32.
+    In a quantized network, everything between the int8 kernels is bf16 if the processor supports it
+    natively. OpenVINO applies this hint only up to the last convolution of the network. Everything
+    after it, including all coordinates, stays in fp32.
     """
     import openvino
 
     core = openvino.Core()
-    native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    precision = choose_precision(options.precision, "bf16" if native else "fp32", tuple(HINTS))
+    lowered = precision == "bf16" or (precision == "int8" and multiplies_bf16())
     settings: dict[str, str | int] = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": HINTS[precision],
+        "INFERENCE_PRECISION_HINT": "bf16" if lowered else "f32",
     }
-    if options.threads:
-        settings["INFERENCE_NUM_THREADS"] = options.threads
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
     end = 8 + int.from_bytes(stored[:8], "little")
     model = core.read_model(stored[8:end], stored[end:])
     compiled = core.compile_model(model, "CPU", settings)
@@ -109,22 +135,44 @@ def _drop_signal_stack() -> None:
 def build(
     pipeline: StereoPipeline, example: tuple[Tensor, ...], options: BackendOptions
 ) -> OpenVinoBackend:
-    """Compile for the shapes of `example`. The conversion, the slowest part, is cached."""
-    import openvino
+    """Compile for the shapes of `example`. The conversion, the slowest part, is cached.
 
+    Precision `auto` takes the fastest one that agrees with the reference.
+    """
     check = check_inputs(example)
     expected = reference(pipeline, check)
 
-    def load(stored: bytes) -> OpenVinoBackend:
-        backend = compile_model(stored, options)
-        require("openvino", expected, backend(*(tensor.numpy() for tensor in check)))
-        return backend
+    def engine(precision: str) -> OpenVinoBackend:
+        graph = with_quantized_network(pipeline) if precision == "int8" else pipeline
 
-    key = {
+        def load(stored: bytes) -> OpenVinoBackend:
+            backend = compile_model(stored, precision, options.threads)
+            found = backend(*(tensor.numpy() for tensor in check))
+            require(f"openvino {precision}", expected, found)
+            return backend
+
+        return options.cache.engine(_key(graph), lambda: convert(graph, example), load)
+
+    if options.precision != "auto":
+        return engine(choose_precision(options.precision, "", PRECISIONS))
+    *faster, last = best_precisions(pipeline.network)
+    for precision in faster:
+        try:
+            return engine(precision)
+        except RuntimeError as error:
+            log.warning("%s; the next precision is tried", error)
+    return engine(last)
+
+
+def _key(pipeline: StereoPipeline) -> dict[str, str]:
+    """All that an engine depends on; the precision is chosen when it is compiled."""
+    import openvino
+
+    return {
         "backend": "openvino",
         "pipeline": pipeline.fingerprint(),
+        "quantized by": file_digest(quantization.__file__),
         "openvino": openvino.__version__,
         "torch": torch.__version__,
         "built by": file_digest(__file__),
     }
-    return options.cache.engine(key, lambda: convert(pipeline, example), load)

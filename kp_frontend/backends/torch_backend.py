@@ -1,4 +1,4 @@
-"""The reference: plain torch, fp32, on any device."""
+"""The reference: plain torch, on any device, in fp32 or with int8's rounding (no faster)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch import Tensor, nn
 from kp_frontend.backends import BackendOptions, choose_precision
 from kp_frontend.network import channels_last
 from kp_frontend.pipeline import StereoPipeline
+from kp_frontend.quantization import with_quantized_network
 
 
 class TorchBackend:
     """Runs the pipeline in plain torch."""
 
-    name, precision = "torch", "fp32"
+    name = "torch"
     images = None
 
-    def __init__(self, pipeline: nn.Module, device: str = "cpu") -> None:
-        self.device = device
+    def __init__(self, pipeline: nn.Module, device: str = "cpu", precision: str = "fp32") -> None:
+        self.device, self.precision = device, precision
         self.pipeline = channels_last(copy.deepcopy(pipeline).to(device))
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
@@ -38,7 +39,9 @@ def build(
     pipeline: StereoPipeline, example: tuple[Tensor, ...], options: BackendOptions
 ) -> TorchBackend:
     """Wrap the pipeline; `threads` sets torch's process-wide number of threads."""
-    choose_precision(options.precision, "fp32", ("fp32",))
+    precision = choose_precision(options.precision, "fp32", ("fp32", "int8"))
+    if precision == "int8":
+        pipeline = with_quantized_network(pipeline)
     if options.threads:
         torch.set_num_threads(options.threads)
-    return TorchBackend(pipeline, options.device)
+    return TorchBackend(pipeline, options.device, precision)

@@ -30,7 +30,6 @@ from torch.nn import functional as F
 from kp_frontend.backends import (
     BACKENDS,
     Backend,
-    BackendOptions,
     backend_module,
     cuda_backend,
     openvino_backend,
@@ -40,6 +39,7 @@ from kp_frontend.config import FrontendConfig
 from kp_frontend.frontend import StereoFrontend
 from kp_frontend.network import channels_last
 from kp_frontend.pipeline import StereoPipeline
+from kp_frontend.quantization import with_quantized_network
 from kp_frontend.tools.doctor import machine
 from kp_frontend.tools.roofline import shortest_ms
 
@@ -156,11 +156,15 @@ def superpoint_shape(images: np.ndarray) -> Subject:
 def ours(method: str, backend: str, images: np.ndarray, parts: bool) -> Subject:
     """The front end; with `parts` also its stages, if the engine can be divided."""
     name, device = ("torch", "cuda") if backend == EAGER else (backend, "cpu")
-    frontend = StereoFrontend(FrontendConfig(model=method, backend=name, device=device))
+    name, _, precision = name.partition(":")
+    config = FrontendConfig(
+        model=method, backend=name, precision=precision or "auto", device=device
+    )
+    frontend = StereoFrontend(config)
     frontend.warm_up(*images.shape[1:])
     precision = frontend.backend.split()[-1]
     stages: dict[str, Call] = {"total": lambda: frontend(*images)}
-    subject = Subject(Path(method).stem, backend, precision, stages)
+    subject = Subject(Path(method).stem, backend.partition(":")[0], precision, stages)
     if parts and backend != EAGER:
         add_parts(subject, frontend, images)
     return subject
@@ -169,6 +173,8 @@ def ours(method: str, backend: str, images: np.ndarray, parts: bool) -> Subject:
 def add_parts(subject: Subject, frontend: StereoFrontend, images: np.ndarray) -> None:
     """Add the network and the detection as separate stages, and the roofline of the network."""
     pipeline = StereoPipeline(frontend.network, frontend.config, *images.shape[1:]).eval()
+    if subject.precision == "int8":
+        pipeline = with_quantized_network(pipeline)
     batch = torch.from_numpy(images)[:, None].float()
     for stage, module in (("network", Network(pipeline)), ("network+detection", Found(pipeline))):
         call = compiled(module, batch, subject.backend, subject.precision)
@@ -176,7 +182,7 @@ def add_parts(subject: Subject, frontend: StereoFrontend, images: np.ndarray) ->
             subject.stages[stage] = call
     if subject.backend in ("torch", "cuda"):
         device = "cuda" if subject.backend == "cuda" else "cpu"
-        kind = cuda_backend.TYPES[subject.precision]
+        kind = cuda_backend.TYPES.get(subject.precision, torch.float32)
         network = copy.deepcopy(frontend.network).to(device, kind)
         padded = F.pad(batch, pipeline.pad, "replicate").to(device, kind)
         subject.roofline_ms = shortest_ms(network, padded)
@@ -215,7 +221,7 @@ def compiled(module: Network | Found, batch: Tensor, backend: str, precision: st
         engine = TorchBackend(module.eval())
     elif backend == "openvino":
         engine = openvino_backend.compile_model(
-            openvino_backend.convert(module.eval(), (batch,)), BackendOptions(precision=precision)
+            openvino_backend.convert(module.eval(), (batch,)), precision
         )
     elif backend == "cuda":
         on_gpu = copy.deepcopy(module).eval().cuda()
@@ -312,21 +318,25 @@ def ratios(rows: list[Row]) -> list[dict[str, str | float | None]]:
     network. `of_roofline` is the shortest possible time of the network by the measured peaks,
     divided by its time.
     """
-    totals = {(r.method, r.backend, r.size): r.median_ms for r in rows if r.stage == "total"}
+    totals = {
+        (r.method, r.backend, r.precision, r.size): r.median_ms for r in rows if r.stage == "total"
+    }
     found = []
-    for (method, backend, size), mine in totals.items():
+    for engine, mine in totals.items():
+        method, backend, precision, size = engine
         if method in PEERS:
             continue
-        row: dict[str, str | float | None] = {"method": method, "backend": backend, "size": size}
-        for (other, _, other_size), median in totals.items():
+        names = {"method": method, "backend": backend, "precision": precision, "size": size}
+        row: dict[str, str | float | None] = {**names}
+        for (other, _, _, other_size), median in totals.items():
             if other in PEERS and other_size == size:
                 row[other] = median / mine
-        plain = totals.get((method, EAGER, size))
+        plain = totals.get((method, EAGER, "fp32", size))
         row["eager"] = None if plain is None or backend not in GPU_ENGINES else plain / mine
         stages = {
             r.stage: r.median_ms
             for r in rows
-            if (r.method, r.backend, r.size) == (method, backend, size)
+            if (r.method, r.backend, r.precision, r.size) == engine
         }
         network, shortest = stages.get("network"), stages.get("roofline")
         row["after_network"] = None if network is None else 1 - network / mine
@@ -348,7 +358,8 @@ def run_bench(
     Args:
         sizes: width and height of each size.
         methods: released networks, weights files, names of `PEERS`.
-        backends: for our networks; those that this machine cannot run are reported and skipped.
+        backends: for our networks, each with a precision if it is not to be `auto`
+            (`openvino:int8`); those that this machine cannot run are reported and skipped.
         rounds: number of timed calls of each method.
         json_file: file for the results.
         memory_calls: number of calls of each method for the memory measurement; 0 skips it.
@@ -383,12 +394,12 @@ def run_bench(
 
 def _usable(backends: list[str], console: Console) -> list[str]:
     """The backends that this machine can run; prints why others are skipped."""
-    unknown = sorted(set(backends) - set(BACKENDS))
+    unknown = sorted({name.partition(":")[0] for name in backends} - set(BACKENDS))
     if unknown:
         raise ValueError(f"unknown backend {', '.join(unknown)}: use {', '.join(BACKENDS)}")
     usable = []
     for name in backends:
-        reason = backend_module(name).unavailable()
+        reason = backend_module(name.partition(":")[0]).unavailable()
         if reason is None:
             usable.append(name)
         else:

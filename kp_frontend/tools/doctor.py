@@ -16,7 +16,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kp_frontend.backends import BACKENDS, BackendOptions, backend_module, make_backend
+from kp_frontend.backends import (
+    BACKENDS,
+    BackendOptions,
+    backend_module,
+    make_backend,
+    processor,
+)
 from kp_frontend.backends.agreement import agreement, check_images, reference
 from kp_frontend.backends.cuda_graph import gpu_driver
 from kp_frontend.config import FrontendConfig
@@ -24,22 +30,23 @@ from kp_frontend.frontend import StereoFrontend
 from kp_frontend.pipeline import StereoPipeline
 
 PACKAGES = ("numpy", "opencv-python-headless", "torch", "openvino", "tensorrt", "torch_tensorrt")
-FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "asimddp", "bf16")
+FEATURES = (
+    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8",
+    "asimd", "asimddp", "i8mm", "bf16",
+)  # fmt: skip
 CALLS = 10  # number of calls of a backend to measure its latency
 
 
 def machine() -> dict[str, str]:
     """Hardware and package versions of this machine, as text."""
-    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    lines = dict(line.split(":", 1) for line in cpu.splitlines() if ":" in line)
-    lines = {name.strip(): value.strip() for name, value in lines.items()}
-    flags = set(lines.get("flags", lines.get("Features", "")).split())
+    flags = processor.features()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     found = {
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "processor": lines.get("model name", platform.machine()),
+        "processor": processor.processor().get("model name", platform.machine()),
         "cores": str(len(os.sched_getaffinity(0))),
         "features": " ".join(f for f in FEATURES if f in flags) or "none listed",
+        "int8": processor.int8_dot_products() or "no dot products, so `auto` does not use int8",
         "memory": f"{memory:.0f} GiB",
         "GPU": "none that torch can use",
     }

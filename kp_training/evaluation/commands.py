@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # imported where used, so that `kp --help` loads neither torc
     from kp_frontend.config import FrontendConfig
     from kp_training.evaluation.bags.stereo import Reading
     from kp_training.evaluation.bags.topics import StereoTopics
+    from kp_training.evaluation.methods import Engine
     from kp_training.evaluation.page import Page
 
 METHODS = "tiny,sift,sift_flann,rootsift,orb"
@@ -101,10 +102,16 @@ def _methods(listed: str, further: Iterable[str] = ()) -> list[str]:
 
 def _of_pairs(
     arguments: argparse.Namespace,
-) -> tuple[Path, list[str], int, tuple[int, int] | None, bool]:
+) -> tuple[Path, list[str], int, tuple[int, int] | None, bool, Engine]:
     """The common arguments of all evaluations of image pairs, in order."""
-    names = _methods(arguments.methods, arguments.method)
-    return arguments.folder, names, arguments.max_keypoints, arguments.size, arguments.seeded
+    from kp_frontend.config import FrontendConfig
+    from kp_training.evaluation.methods import Engine
+
+    a = arguments
+    names = _methods(a.methods, a.method)
+    FrontendConfig(backend=a.backend, precision=a.precision)  # checks the names
+    engine = Engine(a.backend, a.precision)
+    return a.folder, names, a.max_keypoints, a.size, a.seeded, engine
 
 
 def _finish_pairs(out: Path, metrics: dict, page: Page) -> None:
@@ -254,6 +261,12 @@ def _add_shared(command: argparse.ArgumentParser) -> None:
         "--seeded",
         action="store_true",
         help="seed all random generators: every run writes the same numbers, except times",
+    )
+    command.add_argument(
+        "--backend", default="torch", help="of the networks: auto, openvino ... (default torch)"
+    )
+    command.add_argument(
+        "--precision", default="auto", help="of the networks: fp32, int8 ... (default auto)"
     )
 
 

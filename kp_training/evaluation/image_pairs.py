@@ -9,6 +9,7 @@ import numpy as np
 from rich.progress import track
 
 from kp_training.evaluation.method import Found, Method
+from kp_training.evaluation.methods import NetworkMethod
 from kp_training.evaluation.results import seed_everything, summary
 
 
@@ -82,13 +83,20 @@ def pair_metrics_file(
 
 
 def pair_protocol(
-    most: int, size: tuple[int, int] | None, seeded: bool, skipped: list[str], **own: object
+    most: int,
+    size: tuple[int, int] | None,
+    seeded: bool,
+    skipped: list[str],
+    methods: Iterable[Method],
+    **own: object,
 ) -> dict:
     """The common part of `protocol`, with the entries `own` of one evaluation."""
+    networks = [method for method in methods if isinstance(method, NetworkMethod)]
     return {
         "max_keypoints": most,
         "size": list(size) if size else "native",
         "seeded": seeded,
+        "engines": {method.name: sorted(method.engines) for method in networks},
         **own,
         "skipped": skipped,
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -13,39 +15,80 @@ from torch.nn import functional as F
 
 from kp_frontend.config import FrontendConfig
 from kp_frontend.detection import heatmap
+from kp_frontend.features import Features, StereoFeatures
 from kp_frontend.frontend import StereoFrontend
-from kp_frontend.network import channels_last, load_for_inference
+from kp_frontend.network import channels_last, load_for_inference, weights_path
 from kp_frontend.pipeline import StereoPipeline
+from kp_frontend.quantization import quantized, require_ranges
 from kp_training.evaluation.external import external_method
 from kp_training.evaluation.method import NOTHING, Found, Method, Published
 
 RATIO = 0.7  # ratio test for SIFT with FLANN, as in the reference study
 
 
-class NetworkMethod(Method):
-    """A network by released name or weights file, in the reference (torch) backend."""
+class Engine(NamedTuple):
+    """Backend and precision of the networks, as in `FrontendConfig`."""
 
-    def __init__(self, model: str, most: int) -> None:
+    backend: str = "torch"
+    precision: str = "auto"
+
+
+REFERENCE = Engine()
+
+
+class NetworkMethod(Method):
+    """A network by released name or weights file, in any backend and precision.
+
+    The reference (torch) detects in one image at a time. Other engines are built for a pair, so
+    they run as they do on a robot, matching included, and an image is charged half of their time.
+    """
+
+    def __init__(self, model: str, most: int, engine: Engine = REFERENCE) -> None:
         super().__init__(model, self._detect)
-        self._model, self._most = model, most
-        self._network = channels_last(load_for_inference(model))
+        self._model, self._most, self._engine = model, most, engine
+        network = load_for_inference(model)
+        if engine.precision == "int8":
+            require_ranges(network, model)
+            network = quantized(network)
+        self._network = channels_last(network)
         self._frontend = cache(StereoFrontend)
+        self.engines: set[str] = set()  # backends and precisions that ran
 
     def _config(self, height: int, width: int) -> FrontendConfig:
         return FrontendConfig(
             model=self._model,
-            backend="torch",
+            backend=self._engine.backend,
+            precision=self._engine.precision,
             max_keypoints=min(self._most, height * width // 16),
             max_motion=0.0,  # no tracks: scenes are unrelated
         )
 
+    def _run(self, images: tuple[np.ndarray, np.ndarray]) -> StereoFeatures:
+        frontend = self._frontend(self._config(*images[0].shape))
+        features = frontend(*images)
+        self.engines.add(frontend.backend)
+        return features
+
+    def detect_timed(self, images: tuple[np.ndarray, np.ndarray]) -> tuple[Found, Found, float]:
+        """See `Method.detect_timed`; an engine takes both images at once."""
+        if self._engine.backend == "torch" or images[0].shape != images[1].shape:
+            return super().detect_timed(images)
+        self._run(images)  # builds the engine
+        begin = time.perf_counter()
+        features = self._run(images)
+        took = 1e3 * (time.perf_counter() - begin) / 2
+        return _found(features.left), _found(features.right), took
+
     @torch.inference_mode()
     def _detect(self, image: np.ndarray) -> Found:
+        if self._engine.backend != "torch":
+            return _found(self._run((image, image)).left)
         config = self._config(*image.shape)
         found = StereoPipeline(self._network, config, *image.shape).features(
             torch.from_numpy(image)[None, None].float()
         )
         xy, scores, descriptors = (tensor[0].numpy() for tensor in found)
+        self.engines.add(f"torch {self._engine.precision.replace('auto', 'fp32')}")
         good = scores > config.score_threshold
         return Found(xy[good], descriptors[good])
 
@@ -53,7 +96,7 @@ class NetworkMethod(Method):
         self, images: tuple[np.ndarray, np.ndarray], left: Found, right: Found
     ) -> Published:
         """The matches that `StereoFrontend` publishes; `left` and `right` are not used."""
-        features = self._frontend(self._config(*images[0].shape))(*images)
+        features = self._run(images)
         return Published(features.left.keypoints[features.left_index], features.disparity)
 
     @torch.inference_mode()
@@ -70,6 +113,10 @@ class NetworkMethod(Method):
             heatmap(logits)[0, :height, :width].numpy(),
             described[0].T.reshape(-1, len(y), len(x)).numpy(),
         )
+
+
+def _found(features: Features) -> Found:
+    return Found(features.keypoints, features.descriptors)
 
 
 def _classic(detector: cv2.Feature2D) -> Callable[[np.ndarray], Found]:
@@ -138,21 +185,23 @@ CLASSICS: dict[str, Callable[[int], Method]] = {
 }
 
 
-def make_method(name: str, most: int) -> Method:
+def make_method(name: str, most: int, engine: Engine = REFERENCE) -> Method:
     """Create a method by name.
 
     Args:
         name: one of `CLASSICS`, `module:function`, a released network or a weights file.
         most: maximum number of keypoints per image.
+        engine: backend and precision of a network.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or the weights cannot be used.
     """
     if name in CLASSICS:
         return CLASSICS[name](most)
     if ":" in name and not Path(name).is_file():
         return external_method(name, most)
     try:
-        return NetworkMethod(name, most)
+        weights_path(name)
     except ValueError as error:
         raise ValueError(f"{error}, {', '.join(CLASSICS)} or module:function") from error
+    return NetworkMethod(name, most, engine)

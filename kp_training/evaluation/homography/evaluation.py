@@ -26,7 +26,7 @@ from kp_training.evaluation.image_pairs import (
     run_method,
 )
 from kp_training.evaluation.method import Found, Method
-from kp_training.evaluation.methods import make_method
+from kp_training.evaluation.methods import REFERENCE, Engine, make_method
 from kp_training.evaluation.metrics import (
     REPEAT_TOLERANCE,
     Value,
@@ -230,6 +230,7 @@ def evaluate_homography(
     most: int = 2048,
     size: tuple[int, int] | None = None,
     seeded: bool = False,
+    engine: Engine = REFERENCE,
 ) -> HomographyEvaluation:
     """Evaluate methods on all pairs of a folder.
 
@@ -239,12 +240,13 @@ def evaluate_homography(
         most: maximum number of keypoints per image.
         size: width and height to resize all images to; None keeps their size.
         seeded: seed all random generators for each method and pair.
+        engine: backend and precision of the networks.
 
     Raises:
         ValueError: there is no usable pair, or a method is unknown.
     """
     found, skipped = find_pairs(folder)
-    subjects = [make_method(name, most) for name in dict.fromkeys(methods)]
+    subjects = [make_method(name, most, engine) for name in dict.fromkeys(methods)]
     rows: dict[str, dict[str, dict[str, Value]]] = {m.name: {} for m in subjects}
     shown: Pair | None = None
     shown_results: dict[str, PairResult] = {}
@@ -263,6 +265,6 @@ def evaluate_homography(
                 shown_results[method.name] = result
     if shown is None:
         raise ValueError(f"no usable pair in {folder}: {listed(skipped)}")
-    protocol = pair_protocol(most, size, seeded, skipped, ransac_px=RANSAC_PX)
+    protocol = pair_protocol(most, size, seeded, skipped, subjects, ransac_px=RANSAC_PX)
     metrics = pair_metrics_file(usable, METRICS, rows, protocol)
     return HomographyEvaluation(metrics, subjects, shown, shown_results)

@@ -18,7 +18,7 @@ from kp_training.evaluation.image_pairs import (
 )
 from kp_training.evaluation.layouts import find_scenes
 from kp_training.evaluation.method import Method, Published
-from kp_training.evaluation.methods import make_method
+from kp_training.evaluation.methods import REFERENCE, Engine, make_method
 from kp_training.evaluation.metrics import (
     METRICS,
     ROW_TOLERANCE,
@@ -94,6 +94,7 @@ def evaluate_middlebury(
     most: int = 2048,
     size: tuple[int, int] | None = None,
     seeded: bool = False,
+    engine: Engine = REFERENCE,
     show: str | None = None,
 ) -> Evaluation:
     """Evaluate methods on all scenes of a folder.
@@ -105,6 +106,7 @@ def evaluate_middlebury(
         size: width and height to resize all scenes to; None keeps their size.
         seeded: seed all random generators for each method and scene, so that runs are identical to
             the last digit.
+        engine: backend and precision of the networks.
         show: scene of the report's pictures; None uses the first scene with a PFM map, or the
             first scene.
 
@@ -114,7 +116,7 @@ def evaluate_middlebury(
     found, skipped = find_scenes(folder)
     if show is not None and show not in [files.name for files in found]:
         raise ValueError(f"unknown scene {show!r}; scenes: {', '.join(f.name for f in found)}")
-    results = {name: MethodResults(make_method(name, most)) for name in methods}
+    results = {name: MethodResults(make_method(name, most, engine)) for name in methods}
     counts = [most // 2**i for i in reversed(range(STEPS)) if most // 2**i]
     scenes: dict[str, tuple[int, int, str]] = {}
     precise: list[str] = []
@@ -139,7 +141,8 @@ def evaluate_middlebury(
         raise ValueError(f"no usable scene in {folder}: {listed(skipped)}")
     if shown is None:
         raise ValueError(f"scene {show} cannot be shown: {listed(skipped)}")
-    protocol = pair_protocol(most, size, seeded, skipped, matching=_matching(results))
+    methods_of = [of_method.method for of_method in results.values()]
+    protocol = pair_protocol(most, size, seeded, skipped, methods_of, matching=_matching(results))
     rows = {name: of_method.rows for name, of_method in results.items()}
     metrics = pair_metrics_file(scenes, METRICS, rows, protocol)
     return Evaluation(metrics, scenes, results, precise or list(scenes), shown)

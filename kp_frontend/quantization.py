@@ -1,0 +1,105 @@
+"""int8: a copy of a network whose convolutions multiply numbers of eight bits.
+
+The copy still computes with floats, but each activation and each weight is first rounded to one of
+the 256 values that eight bits hold (fake quantization: Jacob et al., "Quantization and Training of
+Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018). OpenVINO replaces the
+rounded convolutions with its int8 kernels. torch computes them as they are: a slow reference.
+
+The first convolution keeps its precision: it has one input channel, so int8 saves no time there.
+The ranges of the activations come with the weights; `kp quantize` measures them.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
+
+from kp_frontend.network import KeypointNetwork, Range, activations
+from kp_frontend.pipeline import StereoPipeline
+
+UNROUNDED = ("stages.0.down.0",)  # convolutions that keep their precision
+
+
+class Rounded(nn.Module):
+    """A module whose result is rounded to 256 values of a range.
+
+    A range from 0, as after a ReLU, is spread over 0..255, any other over -128..127, 0 in its
+    middle.
+    """
+
+    def __init__(self, module: nn.Module, limits: Range) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("limits", torch.tensor(limits))  # for the pipeline's fingerprint
+        low, high = limits
+        signed = low < 0
+        self.least, self.most = (-128, 127) if signed else (0, 255)
+        self.step = max(-low / 128, high / 127) if signed else high / 255
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        result = self.module(*inputs)
+        return torch.fake_quantize_per_tensor_affine(result, self.step, 0, self.least, self.most)
+
+
+class RoundedWeight(nn.Module):
+    """Rounds the weights of a convolution to whole steps, each output channel to its own.
+
+    The step makes the largest weight 127; the limits are those that ONNX has for eight bits.
+    """
+
+    step: Tensor
+    zero: Tensor
+
+    def __init__(self, weight: Tensor, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+        others = [i for i in range(weight.ndim) if i != axis]
+        step = weight.detach().abs().amax(others).clamp(min=1e-12) / 127
+        self.register_buffer("step", step)
+        self.register_buffer("zero", torch.zeros_like(step, dtype=torch.int32))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return torch.fake_quantize_per_channel_affine(
+            weight, self.step, self.zero, self.axis, -128, 127
+        )
+
+
+def require_ranges(network: KeypointNetwork, model: str = "MODEL") -> None:
+    """Check that a network can be quantized.
+
+    Raises:
+        ValueError: the ranges of its activations are not known.
+    """
+    if not network.ranges:
+        raise ValueError(
+            "the weights have no ranges for int8: "
+            f"run `kp quantize {model} --images DIR --out FILE` and use FILE"
+        )
+
+
+def quantized(network: KeypointNetwork) -> KeypointNetwork:
+    """A quantized copy of a network whose batch normalisation is folded.
+
+    Raises:
+        ValueError: the ranges of its activations are not known.
+    """
+    require_ranges(network)
+    network = copy.deepcopy(network)
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and name not in UNROUNDED:
+            axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0  # of the output channels
+            register_parametrization(module, "weight", RoundedWeight(module.weight, axis))
+    for name, module in activations(network).items():
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, Rounded(module, network.ranges[name]))
+    return network
+
+
+def with_quantized_network(pipeline: StereoPipeline) -> StereoPipeline:
+    """A copy of a pipeline whose network is quantized."""
+    rounded = copy.deepcopy(pipeline)
+    rounded.network = quantized(pipeline.network)
+    return rounded

@@ -1,0 +1,131 @@
+"""`kp quantize`: measure the ranges of a network's activations, so that it can run in int8."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kp_frontend.backends.agreement import Agreement, agreement, check_images
+from kp_frontend.config import FrontendConfig
+from kp_frontend.network import (
+    STRIDE,
+    KeypointNetwork,
+    Range,
+    activations,
+    folded,
+    load_network,
+    read_metadata,
+    save_network,
+)
+from kp_frontend.pipeline import StereoPipeline
+from kp_frontend.quantization import with_quantized_network
+from kp_training.labels import check_writable, find_images, read_grey
+
+QUARTILE = 0.75  # the errors of logits and descriptors were least with .75 to .9
+LONGEST = 640  # pixels: larger images are reduced to this
+
+
+class Result(NamedTuple):
+    """Ranges that were measured, on how many images, the paths of unreadable ones, and how well
+    the int8 network agrees with fp32."""
+
+    ranges: dict[str, Range]
+    images: int
+    unreadable: list[Path]
+    agreement: Agreement
+
+
+def quantize(model: str | Path, folder: Path, out: Path, most: int = 100) -> Result:
+    """Measure the ranges of a network's activations and write them with its weights.
+
+    Args:
+        model: a released network by name, or a .safetensors file.
+        folder: images such as the network was trained on, searched in all depths.
+        out: .safetensors file to write: the same weights, with the ranges. It may be `model`.
+        most: number of images, spread evenly over the folder.
+
+    Raises:
+        ValueError: weights that cannot be used, or no readable image.
+        RuntimeError: the int8 network does not agree with fp32; nothing is written.
+    """
+    network, metadata = load_network(model), read_metadata(model)
+    check_writable(out)
+    paths = find_images(folder)
+    chosen = [paths[i * len(paths) // most] for i in range(most)] if len(paths) > most else paths
+    fast = folded(network)
+    images, unreadable = [], []
+    for path in chosen:
+        image = read_grey(path)
+        if image is None:
+            unreadable.append(path)
+        else:
+            images.append(image)
+    if not images:
+        raise ValueError(f"no image below {folder} can be read")
+    network.ranges = fast.ranges = measure_ranges(fast, images)
+    result = Result(network.ranges, len(images), unreadable, compare(fast))
+    if not result.agreement.good:
+        raise RuntimeError(f"the int8 network does not agree with fp32: {result.agreement}")
+    part = out.with_name(out.name + ".part")
+    save_network(network, part, metadata)
+    os.replace(part, out)
+    return result
+
+
+def measure_ranges(network: KeypointNetwork, images: list[np.ndarray]) -> dict[str, Range]:
+    """Range of each activation in images (H, W) uint8: the upper quartile of its extremes.
+
+    A wider range makes the steps coarser, a narrower one cuts off strong keypoints.
+    """
+    extremes: dict[str, list[list[float]]] = {}
+
+    def record(name: str, result: Tensor) -> None:
+        extremes.setdefault(name, []).append([float(value) for value in result.aminmax()])
+
+    def hook(name: str) -> torch.utils.hooks.RemovableHandle:
+        module: nn.Module = activations(network)[name]
+        return module.register_forward_hook(lambda _, __, result: record(name, result))
+
+    hooks = [hook(name) for name in activations(network)]
+    with torch.inference_mode():
+        for image in track(images, description="measuring ranges", transient=True):
+            network(_prepared(image))
+    for handle in hooks:
+        handle.remove()
+    ranges = {}
+    for name, found in extremes.items():
+        low, high = (np.quantile(side, QUARTILE) for side in np.transpose(found) * [[-1], [1]])
+        ranges[name] = (min(-float(low), 0.0), float(high))
+    return ranges
+
+
+def _prepared(image: np.ndarray) -> Tensor:
+    """An image as the network takes it, (1, 1, H, W), reduced if it is large."""
+    height, width = image.shape
+    scale = min(1.0, LONGEST / max(height, width))
+    if scale < 1.0:
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        height, width = image.shape
+    grey = torch.from_numpy(image)[None, None].float()
+    return F.pad(grey, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+
+
+@torch.inference_mode()
+def compare(network: KeypointNetwork) -> Agreement:
+    """How well the quantized network agrees with fp32 on the images that engines are checked on."""
+    height, width = 480, 640
+    pipeline = StereoPipeline(network, FrontendConfig(), height, width).eval()
+    grey = torch.from_numpy(check_images(height, width))[:, None].float()
+    expected, found = (
+        [tensor.numpy() for tensor in variant.features(grey)]
+        for variant in (pipeline, with_quantized_network(pipeline))
+    )
+    return agreement(expected, found)
