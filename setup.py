@@ -32,6 +32,8 @@ setup(
         "console_scripts": [
             "kp = kp_frontend.cli:main",
             "stereo_node = kp_frontend.ros.__main__:main",
+            "stereo_odometry = kp_frontend.ros.odometry_node:main",
+            "rtabmap_bridge = kp_frontend.ros.rtabmap_bridge:main",
         ],
     },
 )

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kp_frontend.odometry.smoother import KeyframeSmoother
 
 NO_LANDMARKS = np.zeros((0, 3))
+NOT_NEWER = "time stamp is not newer than the last one"  # a reason
 NEAR_PERCENTILE = (
     80  # of the points' parallaxes: near points tell the translation, far ones hardly move
 )
@@ -147,7 +148,7 @@ class StereoOdometry:
         reason = "first pair"
         if self._last is not None and stamp <= self._last.stamp:
             if stamp > self._last.stamp - 1e9 * self.config.max_gap:
-                return self._rejected("time stamp is not newer than the last one", stamp)
+                return self._rejected(NOT_NEWER, stamp)
             reason = self._break("time jumped back", stamp, self._last)
         camera, size = features.calibration, (features.width, features.height)
         if camera is None:

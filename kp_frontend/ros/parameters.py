@@ -107,8 +107,8 @@ class Parameters:
 
     def __init__(self, node: Node, changed: Callable[[], None]) -> None:
         self._changed = changed
-        self.node = NodeConfig(**_declared(node, NodeConfig))
-        self.frontend = FrontendConfig(**_declared(node, FrontendConfig))
+        self.node = NodeConfig(**declare(node, NodeConfig))
+        self.frontend = FrontendConfig(**declare(node, FrontendConfig))
         node.add_on_set_parameters_callback(self._check)
         node.add_post_set_parameters_callback(self._take)
 
@@ -132,15 +132,15 @@ class Parameters:
         self._changed()
 
 
-def _declared(node: Node, kind: type[NodeConfig | FrontendConfig]) -> dict[str, Any]:
-    """Declare a config's settings; their values by name."""
+def declare(node: Node, kind: type) -> dict[str, Any]:
+    """Declare the settings of a config as parameters of a node; their values by name."""
     declared = {
         f.name: node.declare_parameter(f.name, f.default, descriptor(f)).value for f in fields(kind)
     }
     return _own(declared, kind)
 
 
-def _own(values: dict[str, Any], kind: type[NodeConfig | FrontendConfig]) -> dict[str, Any]:
+def _own(values: dict[str, Any], kind: type) -> dict[str, Any]:
     """Those of the values that are settings of a config, as it has them."""
     settings = {f.name: f for f in fields(kind)}
     return {
@@ -181,10 +181,10 @@ def meaning(declared: Field) -> str:
     return words + declared.metadata["meaning"]
 
 
-def markdown_table() -> str:
-    """All parameters as they stand in the documentation."""
+def markdown_table(configs: tuple[type, ...] = CONFIGS) -> str:
+    """All parameters of a node as they stand in the documentation."""
     lines = ["| parameter | type | default | range | at run time | |", "|---|---|---|---|---|---|"]
-    for f in (f for kind in CONFIGS for f in fields(kind)):
+    for f in (f for kind in configs for f in fields(kind)):
         limits = bounds(f)
         default = str(f.default).lower() if isinstance(f.default, bool) else f.default
         cells = (

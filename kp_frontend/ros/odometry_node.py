@@ -1,0 +1,198 @@
+"""The odometry node: features in, the robot's pose, its path and the landmarks out.
+
+It needs nothing but `features`, so it works beside the front end, on another machine, or on a
+recording of features. The executor's thread leaves the newest message in a slot; a worker thread
+follows the camera.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections import deque
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from geometry_msgs.msg import PoseStamped
+from kp_msgs.msg import StereoFeatures as StereoFeaturesMsg
+from nav_msgs.msg import Odometry, Path
+from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import ParameterException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from sensor_msgs.msg import PointCloud2
+from std_srvs.srv import Trigger
+
+from kp_frontend.odometry import OdometryConfig, OdometryEstimate, Status, StereoOdometry
+from kp_frontend.ros.mount import Tf, mount_of_angles, tf_installed
+from kp_frontend.ros.odometry_messages import (
+    landmarks_message,
+    odometry_message,
+    pose_message,
+    transform_message,
+)
+from kp_frontend.ros.odometry_parameters import OdometryNodeConfig
+from kp_frontend.ros.odometry_worker import OdometryWorker, Report
+from kp_frontend.ros.parameters import declare
+from kp_frontend.ros.rclpy_private import RCLError, UnknownROSArgsError
+
+SILENCE = 3.0  # seconds without features that are worth a warning
+LONG_LOST = 5.0  # seconds without a motion that are an error
+PATH_PERIOD = 0.5  # seconds between messages of the path, which grow long
+CANNOT_START = (ValueError, ParameterException, RCLError, UnknownROSArgsError)
+
+
+class OdometryNode(Node):
+    """Subscribes to `features`; publishes `odom`, TF, `~/path`, `~/landmarks`, `/diagnostics`.
+
+    Raises:
+        ValueError, rclpy.exceptions.ParameterException: a parameter that cannot be used.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("stereo_odometry")
+        self.config = OdometryNodeConfig(**declare(self, OdometryNodeConfig))
+        self.odometry = StereoOdometry(OdometryConfig(**declare(self, OdometryConfig)))
+        self._tf = self._make_tf()
+        c = self.config
+        self._mount = mount_of_angles(
+            c.camera_x, c.camera_y, c.camera_z, c.camera_roll, c.camera_pitch, c.camera_yaw
+        )
+        self._path_lock = threading.Lock()
+        self._path: deque[PoseStamped] = deque(maxlen=c.path_length)
+        self._path_due = 0.0
+        self._odom = self.create_publisher(Odometry, "odom", 10)
+        self._path_publisher = self.create_publisher(Path, "~/path", 2)
+        self._landmarks = self.create_publisher(PointCloud2, "~/landmarks", 2)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 5)
+        self.worker = OdometryWorker(self.odometry, self._publish, self._say)
+        self.create_subscription(StereoFeaturesMsg, "features", self.worker.put, 5)
+        self.create_service(Trigger, "~/reset", self._on_reset)
+        # Of a steady clock: a paused simulation needs its diagnostics too.
+        self.create_timer(1.0, self._diagnose, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self.get_logger().info(
+            f"motion by {self.odometry.solver}, "
+            f"smoothing {'by GTSAM' if self.odometry.config.smoothing else 'off'}, "
+            f"camera's place from {'TF' if self._mount_by_tf else 'parameters'}"
+        )
+
+    def _make_tf(self) -> Tf | None:
+        """TF, where it is installed and wanted.
+
+        Raises:
+            ValueError: the mount has to come from TF, which is not installed.
+        """
+        there = tf_installed()
+        if self.config.mount == "tf" and not there:
+            raise ValueError("mount is tf, but tf2_ros is not installed; set mount to parameters")
+        self._mount_by_tf = there and self.config.mount != "parameters"
+        if self.config.publish_tf and not there:
+            self.get_logger().warning("tf2_ros is not installed: nothing is sent to TF")
+        return Tf(self) if there and (self._mount_by_tf or self.config.publish_tf) else None
+
+    def _publish(self, estimate: OdometryEstimate, message: StereoFeaturesMsg) -> None:
+        """Publish an estimate; in the worker's thread.
+
+        Raises:
+            NoTransform: the camera's place is not known.
+        """
+        c = self.config
+        if self._tf is not None and self._mount_by_tf:
+            self._mount = self._tf.pose(c.base_frame, message.header.frame_id)
+        odometry = odometry_message(estimate, self._mount, c.odom_frame, c.base_frame)
+        if estimate.status is Status.REJECTED:  # nothing is known before the first pair
+            return
+        self._odom.publish(odometry)
+        if self._tf is not None and c.publish_tf:
+            self._tf.send(transform_message(odometry))
+        with self._path_lock:
+            self._path.append(pose_message(odometry))
+        now = time.monotonic()
+        if now >= self._path_due and self._path_publisher.get_subscription_count():
+            self._path_due = now + PATH_PERIOD
+            with self._path_lock:
+                poses = list(self._path)
+            self._path_publisher.publish(Path(header=odometry.header, poses=poses))
+        if estimate.keyframe and self._landmarks.get_subscription_count():
+            self._landmarks.publish(landmarks_message(estimate, self._mount, odometry.header))
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self.worker.reset()
+        with self._path_lock:
+            self._path.clear()
+        response.success, response.message = True, "the next pair is at the origin"
+        return response
+
+    def _say(self, text: str) -> None:
+        self.get_logger().warning(text, throttle_duration_sec=1.0)
+
+    def _diagnose(self) -> None:
+        report = self.worker.report()
+        level, words = judge(report, self.count_publishers("features"))
+        values = {**report.counts, **report.figures, "solver": self.odometry.solver}
+        status = DiagnosticStatus(
+            level=level,
+            name=f"{self.get_name()}: stereo odometry",
+            hardware_id="none",
+            message=words,
+            values=[KeyValue(key=k, value=str(v)) for k, v in values.items()],
+        )
+        message = DiagnosticArray(status=[status])
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(message)
+
+    def stop(self) -> None:
+        """End the worker and say where all messages ended."""
+        self.worker.stop()
+        counts = self.worker.report().counts
+        print("features: " + ", ".join(f"{k} {v}" for k, v in counts.items()), file=sys.stderr)
+
+
+def judge(report: Report, senders: int) -> tuple[bytes, str]:
+    """Level and words of a report.
+
+    Args:
+        senders: publishers of `features`.
+    """
+    if report.silent_for > SILENCE:
+        why = "nobody publishes features" if not senders else "the front end sends none"
+        return DiagnosticStatus.WARN, f"no features for {report.silent_for:.0f} s: {why}"
+    if report.status is None:
+        return DiagnosticStatus.WARN, "no features have been followed yet"
+    if report.lost_for:
+        level = DiagnosticStatus.ERROR if report.lost_for > LONG_LOST else DiagnosticStatus.WARN
+        return level, f"lost for {report.lost_for:.1f} s: {report.reason}"
+    return DiagnosticStatus.OK, "the camera is followed"
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until it is interrupted; exit status 1 if it cannot start."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    node = None
+    try:
+        try:
+            rclpy.init(args=args)
+            node = OdometryNode()
+        except CANNOT_START as error:
+            print(f"stereo_odometry cannot start: {' '.join(str(error).split())}", file=sys.stderr)
+            return 1
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return 0
+    except RCLError:
+        if rclpy.ok():  # else it was interrupted in the middle of a callback
+            raise
+    finally:
+        if node is not None:
+            node.stop()
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""The odometry node as a process of its own: features over DDS in, odometry out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import DOMAIN, NodeProcess
+from diagnostic_msgs.msg import DiagnosticStatus
+from kp_msgs.msg import StereoFeatures
+from made_views import corridor, pose, view
+from nav_msgs.msg import Odometry, Path
+from sensor_msgs.msg import PointCloud2
+from std_msgs.msg import Header
+from std_srvs.srv import Trigger
+
+from kp_frontend.odometry import Status
+from kp_frontend.ros.messages import stereo_message
+from kp_frontend.ros.odometry_node import judge
+from kp_frontend.ros.odometry_worker import REASONS, Report
+
+STEP = pose((0, 0, 0.2))
+
+
+class Follower(NodeProcess):
+    """The odometry node with a sender of features."""
+
+    def __init__(self, *parameters):
+        super().__init__(DOMAIN, *parameters, program=("-m", "kp_frontend.ros.odometry_node"))
+        self.odometry, self.paths, self.clouds = [], [], []
+        self.node.create_subscription(Odometry, "odom", self.odometry.append, 10)
+        self.node.create_subscription(Path, "stereo_odometry/path", self.paths.append, 10)
+        topic = "stereo_odometry/landmarks"
+        self.node.create_subscription(PointCloud2, topic, self.clouds.append, 10)
+        self.reset = self.node.create_client(Trigger, "stereo_odometry/reset")
+        self.world, self.at, self.sequence = corridor(), np.eye(4), 0
+        names = ("odom", "stereo_odometry/path", topic)
+        self.wait(lambda: all(self.node.count_publishers(name) for name in names))
+
+    @staticmethod
+    def create_publishers(node):
+        return {"features": node.create_publisher(StereoFeatures, "features", 10)}
+
+    def message(self, features, stamp=None):
+        header = Header(frame_id="left_optical")
+        stamp = self.next_stamp() if stamp is None else stamp
+        header.stamp.sec, header.stamp.nanosec = divmod(stamp, 10**9)
+        message = stereo_message(features, header, header, self.sequence, "float16")
+        self.sequence += 1
+        return message
+
+    def count(self, name):
+        return self.counts.get(name, 0)
+
+    def step(self, change=lambda features: features):
+        """Go on by a step and wait for the estimate."""
+        self.at = self.at @ STEP
+        before = len(self.odometry)
+        self.send(features=self.message(change(view(self.world, self.at))))
+        self.wait(lambda: len(self.odometry) > before)
+        return self.odometry[-1]
+
+
+@pytest.fixture(scope="module")
+def follower():
+    node = Follower("camera_x:=0.5", "camera_z:=0.3", "odom_frame:=world", "base_frame:=robot")
+    yield node
+    assert node.child.poll() is None, "the node died"
+    words = node.close()
+    assert node.child.returncode == 0, words
+    assert "features: received" in words
+
+
+def test_features_become_odometry(follower):
+    messages = [follower.step() for _ in range(6)]
+    message = messages[-1]
+    assert (message.header.frame_id, message.child_frame_id) == ("world", "robot")
+    assert message.header.stamp.sec * 10**9 + message.header.stamp.nanosec == follower._stamp
+    place = message.pose.pose.position
+    np.testing.assert_allclose((place.x, place.y, place.z), (5 * 0.2, 0, 0), atol=1e-3)
+    assert message.twist.twist.linear.x == pytest.approx(2.0, abs=0.01)
+    covariance = np.reshape(message.pose.covariance, (6, 6))
+    assert (np.linalg.eigvalsh(covariance) > 0).all() and covariance.max() < 1e-2
+    follower.wait(lambda: bool(follower.paths) and bool(follower.clouds))
+    assert follower.paths[-1].header.frame_id == "world"
+    assert follower.clouds[-1].width > 50
+    follower.wait(lambda: follower.count("processed") == 6)
+    assert follower.status == "the camera is followed"
+
+
+def test_what_cannot_be_used_is_counted_and_nothing_dies(follower):
+    processed = follower.count("processed")
+    bad = follower.message(view(follower.world, follower.at))
+    bad.left_index[0] = 60_000
+    follower.send(features=bad)
+    follower.wait(lambda: follower.count("dropped_malformed") == 1)
+    follower.send(features=follower.message(view(follower.world, follower.at), stamp=1))
+    follower.wait(lambda: follower.count("dropped_old") == 1)
+    follower.sequence += 7
+    lost = follower.step(lambda features: replace(features, calibration=None))
+    assert lost.pose.covariance[0] > 1e-5  # predicted
+    follower.wait(lambda: follower.count("missed") == 7 and "no calibration" in follower.status)
+    assert follower.status.startswith("lost for")
+    follower.sequence = 0
+    follower.step()
+    follower.wait(lambda: follower.count("restarts") == 1)
+    follower.wait(lambda: follower.count("processed") == processed + 2)
+    total = sum(follower.count(f"dropped_{reason}") for reason in REASONS)
+    assert follower.count("received") == follower.count("processed") + total
+
+
+def test_reset_begins_at_the_origin(follower):
+    assert follower.odometry[-1].pose.pose.position.x > 1
+    future = follower.reset.call_async(Trigger.Request())
+    follower.wait(future.done)
+    assert future.result().success
+    message = follower.step()
+    assert message.pose.pose.position.x == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "words"),
+    [("mount:=tf", "tf2_ros is not installed"), ("window:=1", "window")],
+)
+def test_what_cannot_start_says_so_in_one_line(parameter, words):
+    found = subprocess.run(
+        [sys.executable, "-m", "kp_frontend.ros.odometry_node", "--ros-args", "-p", parameter],
+        capture_output=True, text=True, env=os.environ | {"ROS_DOMAIN_ID": str(DOMAIN)}, timeout=60,
+    )  # fmt: skip
+    assert found.returncode == 1 and words in found.stderr
+    lines = [line for line in found.stderr.splitlines() if "[WARN]" not in line]
+    assert len(lines) == 1
+
+
+def report(**values):
+    given = {
+        "counts": {}, "figures": {}, "status": Status.TRACKING, "reason": "", "lost_for": 0.0,
+        "silent_for": 0.0,
+    }  # fmt: skip
+    return Report(**given | values)
+
+
+def test_diagnoses():
+    assert judge(report(), 1)[0] == DiagnosticStatus.OK
+    silent = judge(report(silent_for=4.0), 0)
+    assert silent == (DiagnosticStatus.WARN, "no features for 4 s: nobody publishes features")
+    lost = {"status": Status.PREDICTED, "reason": "too few points"}
+    assert judge(report(lost_for=1.0, **lost), 1)[0] == DiagnosticStatus.WARN
+    level, words = judge(report(lost_for=9.0, **lost), 1)
+    assert level == DiagnosticStatus.ERROR and words == "lost for 9.0 s: too few points"
