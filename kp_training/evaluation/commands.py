@@ -83,6 +83,7 @@ def _odometry(arguments: argparse.Namespace) -> None:
         _config(arguments),
         _topics(arguments),
         reading=_reading(arguments),
+        out=arguments.out,
     )
     rows = report.odometry_rows(result)
     sequence = result["sequence"]

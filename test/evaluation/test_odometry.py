@@ -1,4 +1,4 @@
-"""Stereo odometry: exact drift of made trajectories, exact motion of made points, a made drive."""
+"""`kp evaluate odometry`: exact scores of made trajectories, a made drive."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ import pytest
 from made_world import DISPARITY, STEP_METRES
 from scipy.spatial.transform import Rotation
 
-from kp_frontend.calibration import StereoCalibration
 from kp_frontend.cli import main
 from kp_frontend.config import FrontendConfig
-from kp_frontend.features import Features, StereoFeatures
 from kp_frontend.network import build_network, save_network
+from kp_frontend.odometry import OdometryEstimate, Status
 from kp_training.evaluation.bags import writer
-from kp_training.evaluation.odometry import estimation as odometry
-from kp_training.evaluation.odometry.evaluation import evaluate_odometry
-
-CALIBRATION = StereoCalibration(500.0, 500.0, 320.0, 240.0, 0.2)
+from kp_training.evaluation.odometry import trajectories
+from kp_training.evaluation.odometry.evaluation import evaluate_odometry, follow
+from kp_training.evaluation.odometry.frontends import stereo_method
+from kp_training.evaluation.odometry.trajectories import Trajectory, score
 
 
 def straight(count: int, step: float = 1.0, turn: float = 0.0) -> np.ndarray:
@@ -37,115 +36,99 @@ def straight(count: int, step: float = 1.0, turn: float = 0.0) -> np.ndarray:
 
 def test_drift_of_a_scale_error_is_that_error():
     truth, estimate = straight(101), straight(101, 1.02)
-    errors = np.array(odometry.drift(estimate, truth, (10, 50)))
+    errors = np.array(trajectories.drift(estimate, truth, (10, 50)))
     assert len(errors) == 91 + 51  # from every frame that has so much way left
     np.testing.assert_allclose(errors[:, 1], 2.0, rtol=1e-6)
     np.testing.assert_allclose(errors[:, 2], 0.0, atol=1e-6)
-    assert odometry.drift(truth, truth, (200,)) == []
+    assert trajectories.drift(truth, truth, (200,)) == []
 
 
 def test_drift_of_a_turn_is_degrees_a_metre():
-    errors = np.array(odometry.drift(straight(61, 1.0, 0.1), straight(61), (10, 20)))
+    errors = np.array(trajectories.drift(straight(61, 1.0, 0.1), straight(61), (10, 20)))
     np.testing.assert_allclose(errors[:, 2], 0.1, rtol=1e-6)
     # The end of an arc of L metres that turns by a is about L * a / 2 beside the line's.
     near = errors[errors[:, 0] == 10, 1]
     np.testing.assert_allclose(near, 100 * np.deg2rad(1.0) / 2, rtol=0.15)
 
 
-def test_absolute_error_heeds_shape_and_not_place():
+def trajectory(estimate, truth) -> Trajectory:
+    """A trajectory with poses and true poses of which some may be None."""
+    result = Trajectory()
+    nothing = np.zeros(6), np.zeros((6, 6))
+    for i, (pose, true_pose) in enumerate(zip(estimate, truth, strict=True)):
+        status = Status.TRACKING if i else Status.STARTED
+        result.add(i, true_pose, OdometryEstimate(i, pose, nothing[1], *nothing, status), 1.0)
+    return result
+
+
+def test_absolute_error_is_of_the_shape_and_not_of_the_place():
     rng = np.random.default_rng(1)
     truth = straight(50, 1.0, 2.0)
     elsewhere = np.eye(4)
     elsewhere[:3, :3] = Rotation.from_rotvec([0.3, -0.8, 0.5]).as_matrix()
     elsewhere[:3, 3] = 5, -3, 8
-    assert odometry.absolute_error(elsewhere @ truth, truth) == pytest.approx(0, abs=1e-9)
+    assert score(trajectory(elsewhere @ truth, truth)).ate == pytest.approx(0, abs=1e-6)
     noisy = truth.copy()
     noisy[:, :3, 3] += rng.normal(0, 0.1, (50, 3))
-    found = odometry.absolute_error(elsewhere @ noisy, truth)
+    found = score(trajectory(elsewhere @ noisy, truth)).ate
     assert found == pytest.approx(0.1 * np.sqrt(3), rel=0.25)
-    # No scale is forgiven: a line of 49 m that is 10 % too long, aligned at its middle.
+    # No scale is forgiven.
+    assert score(trajectory(straight(50, 1.1, 2.0), truth)).ate > 0.5
+
+
+def test_a_way_that_tells_no_turn_is_compared_from_its_start():
     line = straight(50)
-    off = 0.1 * np.abs(np.arange(50) - 24.5)
-    found = odometry.absolute_error(straight(50, 1.1), line)
+    off = 0.1 * np.arange(50)
+    found = score(trajectory(straight(50, 1.1), line)).ate
     assert found == pytest.approx(np.sqrt((off**2).mean()))
+    still = straight(5, 0.0)
+    assert score(trajectory(still, still)).ate == 0
+
+
+def test_the_worst_step_is_found_and_frames_without_truth_make_none():
+    truth = straight(20, 1.0, 1.0)
+    estimate = truth.copy()
+    estimate[8:, :3, 3] += 0.3  # the step from 7 to 8 is off
+    scores = score(trajectory(estimate, truth))
+    assert len(scores.steps) == 19 and scores.steps.argmax() == 7
+    assert scores.steps.max() == pytest.approx(0.3 * np.sqrt(3))
+    assert np.delete(scores.steps, 7).max() < 1e-6
+    some = [None if i in (0, 8, 12) else pose for i, pose in enumerate(truth)]
+    scores = score(trajectory(estimate, some))
+    assert len(scores.steps) == 14  # 17 known poses, and two gaps between them
+    assert scores.steps.max() < 1e-6
+    assert trajectory(estimate, some).known().tolist() == [
+        i for i in range(20) if i not in (0, 8, 12)
+    ]
 
 
 def test_lengths_fit_the_way():
-    assert odometry.sub_lengths(1000) == tuple(range(100, 900, 100))
-    assert odometry.sub_lengths(60) == (10, 20, 30, 40, 50)
-    assert odometry.sub_lengths(2.0) == pytest.approx((0.5, 1.0, 1.5))
-    assert all(length < 0.05 for length in odometry.sub_lengths(0.05))
+    assert trajectories.sub_lengths(1000) == tuple(range(100, 900, 100))
+    assert trajectories.sub_lengths(60) == (10, 20, 30, 40, 50)
+    assert trajectories.sub_lengths(2.0) == pytest.approx((0.5, 1.0, 1.5))
+    assert all(length < 0.05 for length in trajectories.sub_lengths(0.05))
 
 
-def made_view(points: np.ndarray, pose: np.ndarray) -> StereoFeatures:
-    """Features of points (N, 3) in the world as a camera with a pose sees them exactly."""
-    seen = (points - pose[:3, 3]) @ pose[:3, :3]
-    c, count = CALIBRATION, len(points)
-    xy = seen[:, :2] / seen[:, 2:] * (c.fx, c.fy) + (c.cx, c.cy)
-    disparity = c.fx * c.baseline / seen[:, 2]
-    own = np.eye(count, dtype=np.float32)
-    ones, ids = np.ones(count, np.float32), np.zeros(count, np.uint32)
-    left, right = (Features(p.astype(np.float32), ones, own, ids, ids.astype(np.uint16), ones)
-                   for p in (xy, xy - np.column_stack([disparity, 0 * disparity])))  # fmt: skip
-    index = np.arange(count, dtype=np.uint32)
-    return StereoFeatures(
-        640, 480, left, right, index, index, disparity.astype(np.float32), ones, ones, ones,
-        c.points(xy, disparity), 0.0, c,
-    )  # fmt: skip
-
-
-@pytest.fixture
-def views():
-    rng = np.random.default_rng(0)
-    points = rng.uniform((-2, -1.5, 4), (2, 1.5, 12), (80, 3))
-    pose = np.eye(4)
-    pose[:3, :3] = Rotation.from_rotvec([0.01, 0.03, -0.02]).as_matrix()
-    pose[:3, 3] = 0.1, -0.05, 0.4
-    return made_view(points, np.eye(4)), made_view(points, pose), pose
-
-
-def test_motion_of_exact_points_is_exact(views):
-    before, now, pose = views
-    found, inliers = odometry.motion(before, now)
-    assert inliers == 80
-    np.testing.assert_allclose(found, pose, atol=1e-4)
-
-
-def test_motion_bears_false_matches_but_not_only_false_ones(views):
-    before, now, pose = views
-    rows = np.arange(80)
-    rows[:30] = np.roll(rows[:30], 1)
-    some = replace(now, left=replace(now.left, descriptors=now.left.descriptors[rows]))
-    found, inliers = odometry.motion(before, some)
-    assert 50 <= inliers < 60
-    np.testing.assert_allclose(found, pose, atol=1e-3)
-    rows = np.random.default_rng(2).permutation(80)
-    false = replace(now, left=replace(now.left, descriptors=now.left.descriptors[rows]))
-    found, inliers = odometry.motion(before, false)
-    assert found is None and inliers < odometry.FEWEST_INLIERS
-    # Points without depth do not count.
-    blind = replace(before, points=np.full((80, 3), np.nan, np.float32))
-    assert odometry.motion(blind, now) == (None, 0)
-
-
-def test_a_frame_that_fails_is_named_and_goes_on_as_before():
-    frames = made_world.wall(5)
+def test_a_frame_that_fails_is_named_and_bridged():
+    frames = made_world.wall(6)
     blank = np.zeros_like(frames[0].left)
     frames[3] = replace(frames[3], left=blank, right=blank)
-    method = odometry.stereo_method("sift", FrontendConfig(max_keypoints=400))
-    track = odometry.track_camera(frames, method)
-    assert track.failed == [3, 4] and len(track.poses) == 5
-    steps = np.diff([pose[0, 3] for pose in track.poses])
-    np.testing.assert_allclose(steps, STEP_METRES, rtol=0.05)
+    method = stereo_method("sift", FrontendConfig(max_keypoints=400))
+    followed, matches = follow(frames, method)
+    assert len(matches) == 6 and matches[3] == 0
+    for track in followed.values():
+        assert track.failed == [3] and len(track.poses) == 6
+        steps = np.diff([pose[0, 3] for pose in track.poses])
+        np.testing.assert_allclose(steps, STEP_METRES, rtol=0.15)
     with pytest.raises(ValueError, match="calibrated"):
-        odometry.track_camera([replace(frames[0], cameras=None)], method)
+        follow([replace(frames[0], cameras=None)], method)
 
 
 @pytest.mark.parametrize("name", ["sift", "orb", "tiny"])
 def test_every_method_goes_through_the_same_stereo_matching(name):
     frame = made_world.wall(1)[0]
     config = FrontendConfig(backend="torch", threads=1, max_keypoints=300)
-    features = odometry.stereo_method(name, config)(frame.left, frame.right, frame.calibration())
+    features = stereo_method(name, config)(frame.left, frame.right, frame.calibration())
     assert len(features) > 60
     assert np.median(np.abs(features.disparity - DISPARITY)) < 0.1
     assert np.median(features.points[:, 2]) == pytest.approx(made_world.DEPTH, rel=0.01)
@@ -179,6 +162,12 @@ def test_a_made_drive_is_followed_and_compared(tmp_path, capsys):
         assert metrics["ate_m"]["mean"] < 0.03
         assert metrics["failed_frames"] == {"mean": 0, "std": 0, "count": 1, "frames": [],
                                             "per_scene": {"drive.mcap": 0}}  # fmt: skip
+    # The trajectories are files that evo's tools read, on the stamps of the frames.
+    truth = np.loadtxt(out / "truth.tum")
+    for name in ("tiny", "frame_tiny", "sift", "frame_sift"):
+        rows = np.loadtxt(out / f"{name}.tum")
+        assert rows.shape == (12, 8)
+        np.testing.assert_array_equal(rows[:, 0], truth[:, 0])
     report = (out / "report.html").read_text()
     assert "drift, %" in report and "data:image" in report
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,41 +12,39 @@ import numpy as np
 from rich.progress import track
 
 from kp_frontend.config import FrontendConfig
+from kp_frontend.odometry import OdometryConfig, StereoOdometry
 from kp_training.evaluation.bags.files import is_bag
 from kp_training.evaluation.bags.reader import Bag
-from kp_training.evaluation.bags.stamps import stamp_text
 from kp_training.evaluation.bags.stereo import Reading, StereoBag
 from kp_training.evaluation.bags.topics import StereoTopics, choose_topics
 from kp_training.evaluation.frames import StereoFrame
-from kp_training.evaluation.odometry import estimation
+from kp_training.evaluation.odometry import trajectories
+from kp_training.evaluation.odometry.frontends import StereoMethod, stereo_method
+from kp_training.evaluation.odometry.trajectories import Trajectory
 from kp_training.evaluation.results import provenance
 from kp_training.evaluation.sequences import guess_layout, open_sequence
 
+# The two odometries that every method is followed by: the prefix of their metrics, and the config.
+FRAME = "frame_"
+ODOMETRIES = {
+    "": OdometryConfig(),
+    FRAME: OdometryConfig(smoothing=False, keyframe_parallax=0.0),
+}
+
 
 @contextmanager
-def posed_frames(
+def sequence_frames(
     path: Path, given: StereoTopics, reading: Reading
 ) -> Iterator[tuple[Iterator[StereoFrame], int, list[str]]]:
-    """Rectified frames that have a pose, how many there may be, and what was left out by then.
+    """Rectified frames, how many there may be, and what was left out by the end of them.
 
     Raises:
         ValueError: neither a sequence nor a bag, or without poses.
     """
-
-    def with_pose(
-        frames: Iterator[StereoFrame], left_out: list[str], notes: Sequence[str] = ()
-    ) -> Iterator[StereoFrame]:
-        for frame in frames:
-            if frame.pose is None:
-                left_out.append(f"{stamp_text(frame.stamp)}: no true pose")
-            else:
-                yield frame
-        left_out += [note for note in notes if note not in left_out]
-
     if not is_bag(path):
         sequence = open_sequence(guess_layout(path), path)
         frames = (frame.rectified() for frame in sequence.frames)
-        yield with_pose(frames, sequence.left_out), sequence.length, sequence.left_out
+        yield frames, sequence.length, sequence.left_out
         return
     with Bag(path) as bag:
         topics = choose_topics(bag, given)
@@ -54,8 +53,40 @@ def posed_frames(
         if topics.left is None:
             raise ValueError(f"{path} has no images; it has {bag.listing()}")
         camera = StereoBag(bag, topics, reading)
-        frames = (frame.rectified() for frame in camera.frames())
-        yield with_pose(frames, camera.skipped, bag.notes), len(camera.stamps), camera.skipped
+
+        def all_frames() -> Iterator[StereoFrame]:
+            yield from (frame.rectified() for frame in camera.frames())
+            camera.skipped.extend(note for note in bag.notes if note not in camera.skipped)
+
+        yield all_frames(), len(camera.stamps), camera.skipped
+
+
+def follow(
+    frames: Iterable[StereoFrame], method: StereoMethod
+) -> tuple[dict[str, Trajectory], list[int]]:
+    """Follow the camera through rectified frames with all of `ODOMETRIES`.
+
+    Returns:
+        The trajectories by the prefix of their metrics, and the stereo matches of each frame.
+
+    Raises:
+        ValueError: frames without a calibration.
+    """
+    odometries = {prefix: StereoOdometry(config) for prefix, config in ODOMETRIES.items()}
+    followed = {prefix: Trajectory() for prefix in odometries}
+    matches = []
+    for frame in frames:
+        calibration = frame.calibration()
+        if calibration is None:
+            raise ValueError("odometry needs calibrated cameras: there is no camera_info")
+        features = method(frame.left, frame.right, calibration)
+        matches.append(len(features))
+        for prefix, odometry in odometries.items():
+            begin = time.perf_counter()
+            estimate = odometry(features, frame.stamp)
+            ms = 1e3 * (time.perf_counter() - begin)
+            followed[prefix].add(frame.stamp, frame.pose, estimate, ms)
+    return followed, matches
 
 
 def evaluate_odometry(
@@ -64,14 +95,18 @@ def evaluate_odometry(
     config: FrontendConfig,
     given: StereoTopics | None = None,
     reading: Reading | None = None,
+    out: Path | None = None,
 ) -> dict:
     """Follow the camera with every method and compare with the true poses.
+
+    Frames without a true pose are followed too, and left out of the score.
 
     Args:
         path: a folder in KITTI's or EuRoC's layout, or a bag with poses.
         methods: `sift`, `orb`, released networks, weights files.
         config: of the networks; the classics take its number of keypoints and stereo limits.
         reading: how the stereo camera of a bag is read.
+        out: folder for the trajectories as TUM files.
 
     Returns:
         The contents of metrics.json.
@@ -79,21 +114,26 @@ def evaluate_odometry(
     Raises:
         ValueError: no such sequence or method, or one without poses.
     """
-    results, trajectories = {}, {}
-    truth: np.ndarray = np.zeros((0, 4, 4))
+    results: dict[str, dict] = {}
+    places: dict[str, list] = {}
+    truth = np.zeros((0, 4, 4))
     for name in methods:
-        method = estimation.stereo_method(name, config)
-        posed = posed_frames(path, given or StereoTopics(), reading or Reading())
-        with posed as (frames, total, left_out):
-            poses: list[np.ndarray] = []
-            noted = _noting(track(frames, name, total=total), poses)
-            followed = estimation.track_camera(noted, method)
-        if len(poses) < 2:
-            raise ValueError(f"{path} has {len(poses)} frames with a true pose: odometry needs two")
-        truth = np.linalg.inv(poses[0]) @ np.stack(poses)
-        results[name] = _metrics(followed, truth, path.name)
-        trajectories[name] = np.stack(followed.poses)[:, :3, 3].tolist()
-    way = float(estimation.travelled(truth)[-1])
+        method = stereo_method(name, config)
+        opened = sequence_frames(path, given or StereoTopics(), reading or Reading())
+        with opened as (frames, total, left_out):
+            followed, matches = follow(track(frames, name, total=total), method)
+        known = followed[""].known()
+        if len(known) < 2:
+            raise ValueError(f"{path} has {len(known)} frames with a true pose: odometry needs two")
+        if len(known) < len(matches):
+            unknown = len(matches) - len(known)
+            left_out.append(f"{unknown} frames without a true pose: followed, but not scored")
+        results[name] = _metrics(followed, matches, path.name)
+        estimate, truth = followed[""].compared()
+        places[name] = estimate[:, :3, 3].tolist()
+        if out is not None:
+            _write_tum(out, name, followed)
+    way = float(trajectories.travelled(truth)[-1])
     return {
         "scenes": [path.name],
         "sequence": {
@@ -104,53 +144,70 @@ def evaluate_odometry(
         },
         "protocol": {
             "max_keypoints": config.max_keypoints,
-            "lengths_m": list(estimation.sub_lengths(way)),
-            "similarity": estimation.SIMILARITY,
-            "motion_share": estimation.MOTION_SHARE,
-            "reprojection_px": estimation.REPROJECTION_PX,
-            "ransac_rounds": estimation.RANSAC_ROUNDS,
+            "lengths_m": list(trajectories.sub_lengths(way)),
+            "solver": StereoOdometry(ODOMETRIES[FRAME]).solver,
+            **{name: value for name, value in vars(ODOMETRIES[""]).items() if name != "solver"},
             **provenance(),
         },
         "methods": results,
-        "trajectories": {"truth": truth[:, :3, 3].tolist(), **trajectories},
+        "trajectories": {"truth": truth[:, :3, 3].tolist(), **places},
     }
 
 
-def _noting(frames: Iterable[StereoFrame], poses: list[np.ndarray]) -> Iterator[StereoFrame]:
-    """The frames; their poses are collected as they pass."""
-    for frame in frames:
-        if frame.pose is not None:
-            poses.append(frame.pose)
-        yield frame
+def _write_tum(out: Path, name: str, followed: dict[str, Trajectory]) -> None:
+    """The truth and both trajectories of a method, which may be a path, as TUM files."""
+    plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+    for prefix, trajectory in followed.items():
+        file = out / f"{prefix}{plain}.tum"
+        trajectories.write_tum(file, trajectory.stamps, trajectory.poses)
+    truth = followed[""]
+    known = truth.known()
+    stamps = [truth.stamps[i] for i in known]
+    _, poses = truth.compared()
+    trajectories.write_tum(out / "truth.tum", stamps, poses)
 
 
-def _metrics(followed: estimation.Track, truth: np.ndarray, scene: str) -> dict:
+def _metrics(followed: dict[str, Trajectory], matches: list[int], scene: str) -> dict:
+    """Metrics of one method."""
+    result: dict[str, dict] = {}
+    for prefix, trajectory in followed.items():
+        found = _trajectory_metrics(trajectory, scene)
+        result |= {prefix + name: values for name, values in found.items()}
+    result["stereo_matches"] = _summary(np.array(matches, float), scene)
+    return result
+
+
+def _trajectory_metrics(trajectory: Trajectory, scene: str) -> dict:
     """Metrics of one trajectory."""
-    estimate = np.stack(followed.poses)
-    lengths = estimation.sub_lengths(float(estimation.travelled(truth)[-1]))
-    errors = np.array(estimation.drift(estimate, truth, lengths)).reshape(-1, 3)
+    scores = trajectories.score(trajectory)
+    drift = np.array(scores.drift).reshape(-1, 3)
     values = {
-        "drift_percent": errors[:, 1],
-        "rotation_deg_per_m": errors[:, 2],
-        "ate_m": np.array([estimation.absolute_error(estimate, truth)]),
-        "failed_frames": np.array([float(len(followed.failed))]),
-        "inliers": np.array(followed.inliers, float),
-        "stereo_matches": np.array(followed.matches, float),
+        "drift_percent": drift[:, 1],
+        "rotation_deg_per_m": drift[:, 2],
+        "ate_m": np.array([scores.ate]),
+        "worst_step_m": np.sort(scores.steps)[-1:],
+        "step_m": scores.steps,
+        "failed_frames": np.array([float(len(trajectory.failed))]),
+        "inliers": np.array(trajectory.inliers, float),
+        "odometry_ms": np.array(trajectory.ms),
     }
-    result: dict[str, dict[str, Any]] = {}
-    for name, found in values.items():
-        mean = float(found.mean()) if found.size else None
-        result[name] = {
-            "mean": mean,
-            "std": float(found.std()) if found.size else None,
-            "count": len(found),
-            "per_scene": {scene: mean},
-        }
+    result = {name: _summary(found, scene) for name, found in values.items()}
+    lengths = sorted(set(drift[:, 0]))
     for column, name in ((1, "drift_percent"), (2, "rotation_deg_per_m")):
         result[name]["per_length"] = {
-            str(length): float(errors[errors[:, 0] == length, column].mean())
-            for length in lengths
-            if (errors[:, 0] == length).any()
+            f"{length:g}": float(drift[drift[:, 0] == length, column].mean()) for length in lengths
         }
-    result["failed_frames"]["frames"] = followed.failed
+    result["failed_frames"]["frames"] = trajectory.failed
+    result["odometry_ms"]["median"] = float(np.median(trajectory.ms))
     return result
+
+
+def _summary(values: np.ndarray, scene: str) -> dict[str, Any]:
+    """A metric's values as metrics.json has them."""
+    mean = float(values.mean()) if values.size else None
+    return {
+        "mean": mean,
+        "std": float(values.std()) if values.size else None,
+        "count": len(values),
+        "per_scene": {scene: mean},
+    }
