@@ -143,7 +143,7 @@ def drift(estimate: np.ndarray, truth: np.ndarray, lengths: Iterable[float]) -> 
 
 
 def sub_lengths(way: float) -> tuple[float, ...]:
-    """Lengths of sub-sequences in metres: KITTI's 100 to 800, or up to eight that fit a shorter way;
+    """Lengths of sub-sequences in metres: KITTI's 100 to 800, or eight that fit a shorter way;
     none for a camera that stands."""
     if way <= 0:
         return ()
