@@ -54,9 +54,19 @@ class FrontendConfig:
         1.0,
     )
     max_motion: float = setting(
-        64.0, "pixels by which a track may move between pairs, along x or y; 0: no tracks", 0.0, 1e5
+        64.0,
+        "pixels between a point and its expected place, along x or y; 0: no tracks; from or to 0 "
+        "only by a restart",
+        0.0,
+        1e5,
     )
     track_similarity: float = setting(0.7, "lowest cosine of descriptors along a track", -1.0, 1.0)
+    track_share: float = setting(
+        1.0,
+        "share of max_keypoints that tracks take first; the rest goes to new keypoints",
+        0.0,
+        1.0,
+    )
     coordinates: str = setting(
         "rectified", "of the keypoints of raw images that are given out", choices=COORDINATES
     )
@@ -73,4 +83,4 @@ class FrontendConfig:
     def compiled(self) -> tuple:
         """What an engine is built for: a config with other values here needs another engine."""
         fixed = (getattr(self, name) for name in fixed_settings(type(self)))
-        return (*fixed, self.min_margin > 0)
+        return (*fixed, self.min_margin > 0, self.max_motion > 0)

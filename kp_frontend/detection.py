@@ -158,10 +158,17 @@ def refine(heat: Tensor, pixels: Tensor) -> Tensor:
 def detect(
     logits: Tensor, size: tuple[int, int], count: int, radius: int, border: int
 ) -> tuple[Tensor, Tensor]:
+    """Keypoints from the network's logits (B, 1, H, W), see `keypoints`."""
+    return keypoints(heatmap(logits), size, count, radius, border)
+
+
+def keypoints(
+    heat: Tensor, size: tuple[int, int], count: int, radius: int, border: int
+) -> tuple[Tensor, Tensor]:
     """Keypoints of each image of a batch, strongest first.
 
     Args:
-        logits: (B, 1, H, W) of the network.
+        heat: (B, H, W) probabilities, from `heatmap`.
         size: height and width of the image; pixels beyond are padding.
         count: K, the fixed number of rows of the results.
         radius: of non-maximum suppression, pixels, at least 2.
@@ -172,7 +179,6 @@ def detect(
         keypoint, at most 1. Rows without a keypoint come last and have score 0.
     """
     height, width = size
-    heat = heatmap(logits)
     inner = torch.zeros_like(heat)
     inner[:, border : height - border, border : width - border].fill_(1.0)
     side = block_side(radius)

@@ -109,9 +109,9 @@ class StereoFrontend:
         settings = self._settings(width, calibration)
         images = np.stack([left, right], out=backend.images)  # the only copy of them on the CPU
         prepared = time.perf_counter()
-        outputs = backend(images, settings, *self._tracker.before, *maps)
+        outputs = backend(images, settings, *self._known(self._tracker.known), *maps)
         computed = time.perf_counter()
-        results = PipelineResults.of(outputs)
+        results = PipelineResults.of(outputs, bool(maps), self.config.max_motion > 0)
         found = self._collect(results, (width, height), calibration)
         end = time.perf_counter()
         found.stage_ms.update(
@@ -132,8 +132,8 @@ class StereoFrontend:
             np.zeros_like(results.right_row, np.uint32),
             np.zeros_like(results.right_row, np.uint16),
         )
-        if self.config.max_motion:
-            ids, lengths = self._tracker.update(results)
+        if results.tracks is not None:
+            ids, lengths = self._tracker.update(results, results.tracks, calibration)
         left_index = np.flatnonzero(results.right_row >= 0)
         right_index = results.right_row[left_index]
         places, disparity = results.places, results.disparity[left_index]
@@ -211,9 +211,13 @@ class StereoFrontend:
                 f"can have ({blocks})"
             )
 
+    def _known(self, known: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """The pipeline's inputs for tracking, none if there is no tracking."""
+        return known if self.config.max_motion else ()
+
     def blank_inputs(self, width: int) -> tuple[np.ndarray, ...]:
         """The pipeline's inputs beside the images, without calibration and previous pair."""
-        return (self._settings(width, None), *self._tracker.nothing_before())
+        return (self._settings(width, None), *self._known(self._tracker.nothing_known()))
 
     def _backend_for(self, height: int, width: int, raw: bool) -> Backend:
         if self._backend is None or self._built_for != (height, width, raw):
@@ -250,6 +254,7 @@ class StereoFrontend:
                 c.max_motion if c.max_motion else -1.0,
                 c.track_similarity,
                 c.min_correlation,
+                c.track_share,
             ],
             np.float32,
         )

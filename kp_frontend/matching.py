@@ -98,13 +98,18 @@ def match_temporal(
     return mutual_nearest(descriptors @ before_descriptors.T, allowed, limits[1])[0]
 
 
-def windows(image: Tensor, centre: Tensor, columns: int, steps: Tensor | None = None) -> Tensor:
-    """Bilinear windows (K, 9, 2 * columns + 1) of an image (H, W) around pixels (K, 2).
+def windows(
+    image: Tensor,
+    centre: Tensor,
+    columns: int,
+    steps: Tensor | None = None,
+    rows: int = PATCH_RADIUS,
+) -> Tensor:
+    """Bilinear windows (K, 2 * rows + 1, 2 * columns + 1) of an image (H, W) around pixels (K, 2).
 
     `steps` (K, 2, 2) are the ways in the image from one column and one row of a window to the
     next, as columns; None for whole pixels.
     """
-    rows = PATCH_RADIUS
     y = torch.arange(-rows, rows + 1, device=image.device, dtype=image.dtype)
     x = torch.arange(-columns, columns + 1, device=image.device, dtype=image.dtype)
     offsets = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)

@@ -6,7 +6,7 @@ One module of fixed shapes, which a backend compiles for its device.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,41 +16,60 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kp_frontend.config import FrontendConfig
-from kp_frontend.detection import detect
-from kp_frontend.matching import match_stereo, match_temporal, refine_disparity
+from kp_frontend.detection import heatmap, keypoints
+from kp_frontend.matching import match_stereo, refine_disparity
 from kp_frontend.network import STRIDE, KeypointNetwork
+from kp_frontend.recovery import Found, Known, find_known, inside_border, merge
 from kp_frontend.rectification import rectify
+from kp_frontend.registration import stored_windows
+
+# What the results depend on.
+MODULES = (
+    "pipeline", "network", "sampling", "detection", "rectification", "matching", "registration",
+    "recovery",
+)  # fmt: skip
+Describe = Callable[[int, Tensor], Tensor]  # number of an image, pixels (N, 2) -> (N, D)
+
+
+class TrackResults(NamedTuple):
+    """What the pipeline gives of the left keypoints for their tracks, as numpy arrays."""
+
+    known_row: np.ndarray  # (K,) the row of `Known` that the keypoint is, or -1
+    stored: np.ndarray  # (K, PATCH_SIDE, PATCH_SIDE) windows by which to find it again
+    scale: np.ndarray  # (K,) how large that window is in this image
+    expected: np.ndarray  # (R, 2) pixels, where each known point was expected
 
 
 class PipelineResults(NamedTuple):
     """What the pipeline gives out for a pair, K rows for each image, as numpy arrays.
 
-    Valid keypoints come first and have a score above 0; `right_row` and `before_row` are -1 where
-    there is no match. See `StereoPipeline.forward` for the shapes. `places` are the rectified
-    positions; of rectified images those are `xy` itself.
+    Valid keypoints come first and have a score above 0. `places` are the rectified positions; of
+    rectified images those are `xy` itself.
     """
 
-    xy: np.ndarray
-    scores: np.ndarray
-    descriptors: np.ndarray
-    right_row: np.ndarray
-    similarity: np.ndarray
-    disparity: np.ndarray
-    sigma: np.ndarray
-    before_row: np.ndarray
-    places: np.ndarray
+    xy: np.ndarray  # (2, K, 2) pixels
+    scores: np.ndarray  # (2, K)
+    descriptors: np.ndarray  # (2, K, D)
+    right_row: np.ndarray  # (K,) of each left row, -1 where there is no match
+    similarity: np.ndarray  # (K,)
+    disparity: np.ndarray  # (K,) pixels
+    sigma: np.ndarray  # (K,) its standard deviation, pixels
+    places: np.ndarray  # (2, K, 2) pixels
+    tracks: TrackResults | None
 
     @classmethod
-    def of(cls, outputs: Sequence[np.ndarray]) -> PipelineResults:
-        """Name the outputs of a backend; without a ninth one the images were rectified."""
-        return cls._make(outputs if len(outputs) == 9 else (*outputs, outputs[0]))
+    def of(cls, outputs: Sequence[np.ndarray], raw: bool, tracked: bool) -> PipelineResults:
+        """Name the outputs of a backend."""
+        found = list(outputs)
+        tracks = TrackResults(*found[-4:]) if tracked else None
+        places = found[7] if raw else found[0]
+        return cls._make((*found[:7], places, tracks))
 
 
 class StereoPipeline(nn.Module):
     """The front end as one graph of fixed shapes: what a backend compiles.
 
-    A pipeline for rectified images takes five inputs; one for raw images a sixth, the maps of
-    `RawStereoCalibration`, and has a ninth output.
+    Without `max_motion` in the config points are not tracked, and nothing of it is computed.
     """
 
     def __init__(
@@ -72,73 +91,160 @@ class StereoPipeline(nn.Module):
             config.border,
         )
         self.with_margin = config.min_margin > 0
+        self.tracked = config.max_motion > 0
 
     def fingerprint(self) -> str:
         """Digest of all that the results depend on but the inputs: weights, shapes and code."""
         digest = hashlib.sha256(
             repr(
-                (self.size, self.count, self.radius, self.border, self.with_margin, self.raw)
+                (
+                    self.size,
+                    self.count,
+                    self.radius,
+                    self.border,
+                    self.with_margin,
+                    self.raw,
+                    self.tracked,
+                )
             ).encode()
         )
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-        for module in ("pipeline", "network", "sampling", "detection", "rectification", "matching"):
+        for module in MODULES:
             digest.update((Path(__file__).parent / f"{module}.py").read_bytes())
         return digest.hexdigest()
 
     def features(self, grey: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Keypoints of grey images (B, 1, H, W), as `detect` returns them, with their unit
         descriptors (B, K, D); padding is done here."""
-        logits, features = self.network(F.pad(grey, self.pad, mode="replicate"))
-        xy, scores = detect(logits, self.size, self.count, self.radius, self.border)
-        return xy, scores, self.network.describe(features, xy)
+        return self._detected(grey)[:3]
 
-    def forward(
-        self,
-        images: Tensor,
-        settings: Tensor,
-        before_xy: Tensor,
-        before_scores: Tensor,
-        before_descriptors: Tensor,
-        maps: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
+    def _detected(self, grey: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Describe]:
+        """The same, the heat (B, H, W), and what describes other pixels of an image by number."""
+        logits, features = self.network(F.pad(grey, self.pad, mode="replicate"))
+        heat = heatmap(logits)
+        xy, scores = keypoints(heat, self.size, self.count, self.radius, self.border)
+
+        def describe(side: int, xy: Tensor) -> Tensor:
+            coarse, fine = features
+            of_side = coarse[side : side + 1], fine[side : side + 1]
+            return self.network.describe(of_side, xy[None])[0]
+
+        return xy, scores, self.network.describe(features, xy), heat, describe
+
+    def forward(self, images: Tensor, settings: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """Run on one pair.
 
         Args:
             images: (2, H, W) uint8, left and right.
-            settings: (9,) float32, see `StereoFrontend._settings`.
-            before_xy, before_scores, before_descriptors: (K, 2), (K,), (K, D), the previous left
-                image's results, scores 0 where there was none.
-            maps: (2, 2, h, w) of raw images.
+            settings: (10,) float32, see `StereoFrontend._settings`.
+            others: where points are tracked, the three tensors of `Known`; of raw images, last,
+                the maps of `RawStereoCalibration` (2, 2, h, w).
 
         Returns:
-            xy (2, K, 2), scores (2, K), descriptors (2, K, D), right row of each left row or -1
-            (K,), similarity (K,), disparity (K,), its standard deviation (K,), previous row of
-            each left row or -1 (K,); of raw images also xy rectified (2, K, 2).
+            The tensors of `PipelineResults`, without `places` where the images are rectified, and
+            without those of tracks where points are not tracked.
         """
         grey = images.float()[:, None]
-        xy, scores, descriptors = self.features(grey)
+        maps = others[-1] if self.raw else None
+        xy, scores, descriptors, heat, describe = self._detected(grey)
         places, steps = xy, None
         if maps is not None:
             xy, scores, descriptors, places, steps = self._rectified(xy, scores, descriptors, maps)
-        valid = scores > settings[0]
-        scores = scores * valid
+        scores = scores * (scores > settings[0])
+        tracks: tuple[Tensor, ...] = ()
+        if self.tracked:
+            known = Known(*others[:3])
+            detections = (xy, scores, descriptors)
+            xy, scores, descriptors, tracks = self._continued(
+                grey, known, detections, heat, describe, settings, maps
+            )
+            places = xy
+            if maps is not None:
+                places, steps, _ = rectify(xy, maps)
         right_row, similarity = match_stereo(
-            places, valid, descriptors, settings[1:6], self.with_margin
+            places, scores > 0, descriptors, settings[1:6], self.with_margin
         )
         disparity, sigma, correlation = self._refined(grey, xy, places, steps, right_row)
         right_row = torch.where(correlation >= settings[8], right_row, -1)
-        before_row = match_temporal(
-            xy[0],
-            valid[0],
-            descriptors[0],
-            before_xy,
-            before_scores > 0,
-            before_descriptors,
+        results = (xy, scores, descriptors, right_row, similarity, disparity, sigma)
+        return (*results, *(() if maps is None else (places,)), *tracks)
+
+    def _continued(
+        self,
+        grey: Tensor,
+        known: Known,
+        detections: tuple[Tensor, Tensor, Tensor],
+        heat: Tensor,
+        describe: Describe,
+        settings: Tensor,
+        maps: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+        """Detections of both images and the known points that are found again.
+
+        Returns:
+            Positions (2, K, 2), scores (2, K), descriptors (2, K, D), and of tracks what
+            `PipelineResults` has.
+        """
+        xy, scores, descriptors = detections
+        left, right = ((xy[i], scores[i], descriptors[i]) for i in range(2))
+        found = find_known(
+            grey[0, 0],
+            lambda places: describe(0, places),
+            (left[0], left[1] > 0, left[2]),
+            known,
             settings[6:8],
+            self.border,
         )
-        results = (xy, scores, descriptors, right_row, similarity, disparity, sigma, before_row)
-        return results if maps is None else (*results, places)
+        if maps is not None:
+            found = found._replace(here=found.here & rectify(found.xy[None], maps[:1])[2][0])
+        *new_left, row = merge(found, heat[0], left, settings[9])
+        known_row = row.clamp(min=0)
+        kept = (row >= 0) & found.kept[known_row]
+        stored = torch.where(
+            kept[:, None, None], known.stored[known_row], stored_windows(grey[0, 0], new_left[0])
+        )
+        scale = torch.where(kept, found.scale[known_row], 1.0)
+        seen_right = self._right_again(grey, new_left[0], row, known, describe, settings[8], maps)
+        *new_right, _ = merge(seen_right, heat[1], right, torch.ones_like(settings[9]))
+        merged = [torch.stack(pair) for pair in zip(new_left, new_right, strict=True)]
+        return merged[0], merged[1], merged[2], (row, stored, scale, found.expected)
+
+    def _right_again(
+        self,
+        grey: Tensor,
+        left_xy: Tensor,
+        row: Tensor,
+        known: Known,
+        describe: Describe,
+        least: Tensor,
+        maps: Tensor | None,
+    ) -> Found:
+        """Known points in the right image: registered along the row from where they are expected.
+
+        Args:
+            row: (K,) the known row of each left keypoint or -1.
+            least: () correlation that a match must have.
+        """
+        rows = known.rows[row.clamp(min=0)]
+        guess = left_xy + rows[:, 4:6]
+        along = torch.zeros_like(guess)
+        along[:, 0] += 1.0
+        steps: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
+        if maps is not None:
+            steps_left = rectify(left_xy[None], maps[:1])[1][0]
+            steps_right = rectify(guess[None], maps[1:])[1]
+            steps, along = (steps_left, steps_right[0]), steps_right[0][..., 0]
+        coarse = torch.zeros_like(guess[:, 0])
+        shift, _, correlation = refine_disparity(
+            grey[0, 0], grey[1, 0], left_xy, guess, steps, coarse
+        )
+        xy = guess - shift[:, None] * along
+        here = (row >= 0) & (rows[:, 7] > 1) & (correlation >= least)
+        here = here & inside_border(xy, self.size, self.border)
+        if maps is not None:
+            here = here & rectify(xy[None], maps[1:])[2][0]
+        return Found(xy, here, torch.full_like(row, -1), here, coarse, describe(1, xy), xy)
 
     def _rectified(
         self, xy: Tensor, scores: Tensor, descriptors: Tensor, maps: Tensor

@@ -99,7 +99,7 @@ def build(
     """Load the engine from the cache, or build it once, which takes some minutes."""
     import torch_tensorrt
 
-    count = example[2].shape[0]
+    count = pipeline.count
     if count > MOST_KEYPOINTS:
         raise RuntimeError(f"TensorRT supports at most {MOST_KEYPOINTS} keypoints, not {count}")
     precision = choose_precision(options.precision, "fp16", tuple(TYPES))

