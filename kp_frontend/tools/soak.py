@@ -1,7 +1,8 @@
 """`kp soak`: streams images with random faults through the real node and checks the result.
 
-The faults are those of real rigs: broken messages, a camera that stops, clock jumps, bursts, a
-driver that restarts, viewers that subscribe and unsubscribe, parameter changes. At the end, every
+The faults are those of real rigs: broken messages, other encodings, a camera that stops, a covered
+lens, swapped topics, a wrong camera_info, clock jumps and offsets, bursts, a driver that restarts,
+viewers that subscribe and unsubscribe, parameter changes. At the end, every
 image must be counted, latency must be within two frame times, and memory must not have grown.
 """
 
@@ -14,7 +15,6 @@ import random
 import signal
 import subprocess
 import time
-from array import array
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -34,74 +34,16 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from kp_frontend.ros.messages import image_message, stamp_ns
 from kp_frontend.ros.processes import private_environment, process
 from kp_frontend.tools.demo import HEIGHT, WIDTH, camera_infos, load_pair, window_place
+from kp_frontend.tools.soak_inputs import BAD, GOOD, INFOS, dark
 
 TOPICS = {f"{side}/{name}": kind for side in ("left", "right")
           for name, kind in (("camera_info", CameraInfo), ("image", Image))}  # fmt: skip
+LEVELS = {b"\0": "OK", b"\1": "WARN", b"\2": "ERROR", b"\3": "STALE"}
+APART = 7_000_000  # ns between the stamps of a pair while the clocks differ
 NODE_START = 180.0  # seconds until the node must have subscribed
 NODE_END = 2.0  # maximum time to end after an interrupt, seconds
 MOST_GROWTH = 0.01  # maximum growth of the node's memory, checked in runs of at least LONG minutes
 LONG, SETTLED = 5.0, 60.0  # minutes; seconds before the first memory measurement in such runs
-
-
-def _cut(image: Image) -> None:
-    image.data = image.data[: len(image.data) // 3]
-
-
-def _empty(image: Image) -> None:
-    image.width = image.height = image.step = 0
-    image.data = array("B")
-
-
-def _absurd(image: Image) -> None:
-    image.width, image.height, image.step = 2**31, 2**31, 2**31
-
-
-def _recode(encoding: str, channels: int) -> Callable[[Image], None]:
-    """Change the encoding of an image, with `channels` bytes per pixel."""
-
-    def spoil(image: Image) -> None:
-        pixels = np.frombuffer(image.data, np.uint8)
-        image.encoding, image.step = encoding, image.width * channels
-        image.data = array("B", np.repeat(pixels, channels).tobytes())
-
-    return spoil
-
-
-def _set(field: str, value: str | int) -> Callable[[Image], None]:
-    def spoil(image: Image) -> None:
-        setattr(image, field, value)
-
-    return spoil
-
-
-def _stamp(sec: int, nanosec: int) -> Callable[[Image], None]:
-    def spoil(image: Image) -> None:
-        image.header.stamp.sec, image.header.stamp.nanosec = sec, nanosec
-
-    return spoil
-
-
-# Invalid images: each must be counted as bad.
-BAD = {
-    "an unknown encoding": _set("encoding", "nonsense"),
-    "no encoding": _set("encoding", ""),
-    "depth instead of grey": _recode("16UC1", 2),
-    "truncated data": _cut,
-    "no pixels": _empty,
-    "an absurd size": _absurd,
-    "a step that is too small": _set("step", 8),
-    "a height that does not fit": _set("height", 10_000),
-    "a negative stamp": _stamp(-5, 0),
-    "an invalid stamp": _stamp(5, 4_000_000_000),
-}
-# Valid images in other encodings than mono8: each must be processed.
-GOOD = {
-    "bgr8": _recode("bgr8", 3),
-    "rgba8": _recode("rgba8", 4),
-    "mono16": _recode("mono16", 2),
-    "bayer_rggb8": _recode("bayer_rggb8", 1),
-    "8UC1 as mono8": _recode("mono8", 1),
-}
 
 
 class Camera:
@@ -139,7 +81,11 @@ class Soak:
         self.viewers: list = []
         self.frame = 0
         self.clock_offset = 0  # offset of the cameras' clock, ns
-        self.left_only_until = self.silent_until = 0.0
+        # Monotonic times at which faults that last end.
+        self.left_only_until = self.silent_until = self.dark_until = self.swapped_until = 0.0
+        self.apart_until = self.info_until = 0.0
+        self.info_fault = next(iter(INFOS.values()))
+        self.levels: Counter[str] = Counter()  # of the diagnostics
         self.sent: dict[int, float] = {}  # time stamp -> monotonic time
         self.images_sent = 0
         self.latency: list[float] = []
@@ -162,6 +108,7 @@ class Soak:
 
     def _diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
+            self.levels[LEVELS[status.level]] += 1
             values = {v.key: int(v.value) for v in status.values if v.value.isdigit()}
             self.counts = values
             balance = values["processed"] + values["dropped"] + values["waiting"]
@@ -173,14 +120,23 @@ class Soak:
         self.frame += 1
         x, y = window_place(self.frame, self.pair)
         stamp = time.time_ns() + self.clock_offset
+        now = time.monotonic()
         infos = dict(zip(("left", "right"), camera_infos(x, y), strict=True))
-        for side, pixels in (("left", self.pair.left), ("right", self.pair.right)):
-            if side == "right" and time.monotonic() < self.left_only_until:
+        if now < self.info_until:
+            self.info_fault(infos["right"])
+        pictures = [self.pair.left, self.pair.right]
+        if now < self.swapped_until:
+            pictures.reverse()
+        for side, pixels in zip(("left", "right"), pictures, strict=True):
+            if side == "right" and now < self.left_only_until:
                 continue
             window = pixels[y : y + HEIGHT, x : x + WIDTH]
             image = image_message(window, "mono8")
+            if now < self.dark_until:
+                dark(image)
+            own = stamp + (APART if side == "right" and now < self.apart_until else 0)
             for name, message in (("camera_info", infos[side]), ("image", image)):
-                message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 10**9)
+                message.header.stamp.sec, message.header.stamp.nanosec = divmod(own, 10**9)
                 message.header.frame_id = f"{side}_optical"
                 if name == "image" and spoil is not None and (both or side == "left"):
                     spoil(message)
@@ -194,7 +150,8 @@ class Soak:
         """Inject one random fault."""
         name = self.random.choice(
             ("bad", "other encoding", "lonely image", "jump", "burst", "one camera stops",
-             "both stop", "driver restarts", "viewers", "parameter")
+             "both stop", "driver restarts", "viewers", "parameter", "covered lens", "swapped",
+             "clocks apart", "camera_info")
         )  # fmt: skip
         self.faults[name] += 1
         if name == "bad":
@@ -228,6 +185,15 @@ class Soak:
                             kind, f"kp_frontend/{topic}", lambda _: None, 2
                         )
                     )
+        elif name == "covered lens":
+            self.dark_until = time.monotonic() + 3.0
+        elif name == "swapped":
+            self.swapped_until = time.monotonic() + 3.0
+        elif name == "clocks apart":
+            self.apart_until = time.monotonic() + 1.0
+        elif name == "camera_info":
+            self.info_until = time.monotonic() + 1.0
+            self.info_fault = self.random.choice(list(INFOS.values()))
         else:
             value = self.random.uniform(0.002, 0.02)
             self.parameters.set_parameters([Parameter("score_threshold", value=value)])
@@ -247,7 +213,8 @@ class Soak:
                 next_fault = now + self.random.uniform(1.0, 3.0)
             self.executor.spin_once(timeout_sec=max(0.0, next_pair - time.monotonic()))
             tick(now - begin)
-        self.left_only_until = 0.0
+        self.left_only_until = self.dark_until = self.swapped_until = 0.0
+        self.apart_until = self.info_until = 0.0
 
     def wait(self, ready: Callable[[], bool], seconds: float) -> bool:
         """Handle messages until `ready` returns true or the time is up; return `ready()`."""
@@ -382,6 +349,7 @@ def _balance(soak: Soak, node: subprocess.Popen, minutes: float, seconds: float)
         "frame_ms": round(frame, 1),
         "rss_mb": {"start": round(start, 1), "end": round(end, 1)},
         "faults": dict(soak.faults),
+        "levels": dict(soak.levels),
         "errors": errors,
     }
 
@@ -411,6 +379,7 @@ def table(result: dict) -> Table:
         "processed": result["processed"],
         "dropped": dropped or "none",
         "faults": ", ".join(f"{n} {name}" for name, n in sorted(result["faults"].items())),
+        "diagnostics": ", ".join(f"{n} {name}" for name, n in sorted(result["levels"].items())),
         "latency, sent to features": f"median {latency['p50']} ms, 95 % {latency['p95']} ms, "
         f"longest {latency['max']} ms; a frame takes {result['frame_ms']} ms",
         "memory": f"{result['rss_mb']['start']} MB at the start, {result['rss_mb']['end']} MB at "

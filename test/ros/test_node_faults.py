@@ -13,7 +13,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from kp_frontend.ros.stereo_input import SIDES
-from kp_frontend.tools.soak import BAD, GOOD
+from kp_frontend.tools.soak_inputs import BAD, GOOD
 
 SMALL = ("threads:=1", "image_width:=320", "image_height:=240", "max_keypoints:=512")
 
