@@ -92,7 +92,7 @@ class NodeProcess:
         self.features: list[StereoFeatures] = []
         self.values: dict[str, str] = {}  # of the last diagnostics
         self.counts: dict[str, int] = {}
-        self.status = ""
+        self.status = self.name = ""
         self.node.create_subscription(
             StereoFeatures, "kp_frontend/features", self.features.append, 10
         )
@@ -114,7 +114,7 @@ class NodeProcess:
         return all(p.get_subscription_count() for p in self.publishers.values())
 
     def _diagnostics(self, message: DiagnosticArray) -> None:
-        self.status = message.status[0].message
+        self.status, self.name = message.status[0].message, message.status[0].name
         self.values = {v.key: v.value for v in message.status[0].values}
         self.counts = {k: int(v) for k, v in self.values.items() if v.isdigit()}
 

@@ -155,6 +155,39 @@ def test_worse_pairs_are_measured_worse(frames, tmp_path):
     assert found["false"]["stereo_accuracy"] < 0.1 and found["false"]["matching_accuracy"] > 0.9
 
 
+def test_results_that_are_worth_nothing_are_warned_of(frames, bag_path, tmp_path, capsys):
+    assert evaluate(bag_path, tmp_path)["health"] == {"tiny": []}
+    swapped = [replace(f, left=f.right, right=f.left) for f in frames]
+    path = tmp_path / "swapped.mcap"
+    writer.write_bag(made_world.sequence(swapped), path)
+    assert main(["evaluate", "bag", str(path), "--out", str(tmp_path / "out"), *ARGUMENTS]) == 0
+    result = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    (found,) = result["health"]["tiny"]
+    assert (found["cause"], found["share"]) == ("swapped", 1.0)
+    assert "left and right are swapped" in capsys.readouterr().out
+
+
+def test_bits_in_use_are_found_or_given(frames, tmp_path):
+    wide = messages_of(frames)
+    for topic, _, _, message in wide:
+        if "image" in topic:
+            pixels = np.frombuffer(message.data, np.uint8).astype("<u2") * 4
+            message.data, message.step = pixels.view(np.uint8), 2 * message.step
+            message.encoding = "mono16" if "left" in topic else "16UC1"
+    with Bag(write(tmp_path / "bag", wide)) as bag:
+        topics = choose_topics(bag, StereoTopics())
+        images = [
+            (f.left, f.right) for f in StereoBag(bag, topics, Reading(bit_depth="10")).frames()
+        ]
+        assert len(images) == COUNT
+        for pair, frame in zip(images, frames, strict=True):
+            for got, sent in zip(pair, (frame.left, frame.right), strict=True):
+                assert np.abs(got.astype(int) - sent).max() <= 1
+        camera = StereoBag(bag, topics)
+        assert not list(camera.frames())
+        assert "16UC1 is usually depth" in camera.skipped[0]
+
+
 def test_what_cannot_be_used_is_counted_and_named(frames, tmp_path):
     messages = messages_of(frames)
     stamps = [f.stamp for f in frames]

@@ -179,6 +179,7 @@ def test_every_image_is_accounted_for(stereo_node, pair):
 
 def test_silence_is_explained(stereo_node):
     stereo_node.wait(lambda: "no stereo pair for" in stereo_node.status)
+    assert stereo_node.name == "/kp_frontend: stereo features"
 
 
 @pytest.mark.parametrize(

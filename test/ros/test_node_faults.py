@@ -26,6 +26,7 @@ def node():
     assert process.child.poll() is None, "the node died"
     words = process.close()
     assert process.child.returncode == 0, words
+    assert words.count("the right image is dark") == 1  # logged when it began, not every second
     counts = {
         name: int(number)
         for name, number in (part.split() for part in words.split("images: ")[1].split(", "))
@@ -70,6 +71,17 @@ def test_every_encoding_of_a_camera_is_processed(node, pair, name):
         GOOD[name](image)
     node.send(left__image=images[0], right__image=images[1])
     assert len(node.expect(stamp).left_index) > 20
+
+
+def test_a_covered_lens_is_warned_of_until_it_is_open_again(node, pair):
+    covered = np.random.default_rng(0).integers(0, 8, pair[1].shape).astype(np.uint8)
+
+    def told(right: np.ndarray, dark: bool) -> bool:
+        node.expect(node.send_pair(pair[0], right))
+        return ("the right image is dark" in node.status) == dark
+
+    node.wait(lambda: told(covered, True))
+    node.wait(lambda: told(pair[1], False))
 
 
 def test_one_camera_stops_and_returns(node, pair):
