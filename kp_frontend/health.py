@@ -18,7 +18,7 @@ import numpy as np
 from kp_frontend.calibration import Camera, RawStereoCalibration
 from kp_frontend.encodings import GreyConverter
 from kp_frontend.features import StereoFeatures
-from kp_frontend.mismatches import DOUBTED_SHARE, doubtful, row_evidence, why_unmatched
+from kp_frontend.mismatches import USUAL_SHARE, doubtful, row_evidence, why_unmatched
 
 Cameras = tuple[Camera, Camera]
 
@@ -54,7 +54,7 @@ class _Pair:
     keypoints: tuple[int, int]
     matches: int
     doubtful: bool  # few of the matches, if any, are right
-    rare: bool  # few of the keypoints are matched
+    rare: bool  # less of the keypoints are matched than usual
     row_offset: float
     depth: float  # median, metres
     greys: tuple[tuple[float, float], tuple[float, float]]  # range of the left and right image
@@ -109,7 +109,7 @@ class HealthMonitor:
             (len(result.left), len(result.right)),
             len(result),
             doubtful(result),
-            len(result) < DOUBTED_SHARE * min(len(result.left), len(result.right)),
+            len(result) < USUAL_SHARE * min(len(result.left), len(result.right)),
             result.row_offset,
             float(np.median(known)) if len(known) else math.nan,
             (_range(samples[0]), _range(samples[1])),

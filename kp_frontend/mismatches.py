@@ -19,6 +19,8 @@ NEIGHBOURS, LIKE_NEIGHBOURS = 6, (3.0, 0.1)  # pixels, share of the disparity
 MOST_COMPARED = 1024  # keypoints of each image, to find out why there are few matches
 SIMILAR = 0.6  # cosine of descriptors
 SAME_ROW = 2.0  # pixels
+SWAPPED = 2  # times as many matches with a negative disparity as with a positive one
+USUAL_SHARE = 0.4  # of the keypoints that are matched at least in good pairs of Middlebury
 CONSENSUS, CONSENSUS_SHARE = 30, 0.3  # matches that agree are no accident
 
 
@@ -58,9 +60,9 @@ def why_unmatched(
     infinity = result.calibration.offset if result.calibration else 0.0
     disparity = (left[:, 0] - right[:, 0] - infinity)[np.abs(rows) <= SAME_ROW]
     ahead, behind = int((disparity > 1).sum()), int((disparity < -1).sum())
-    if behind >= max(CONSENSUS, 3 * ahead):
+    if behind >= max(CONSENSUS, SWAPPED * ahead):
         return "swapped", "left and right are swapped: many match when tried the other way round"
-    if ahead >= max(CONSENSUS, 3 * behind):
+    if ahead >= max(CONSENSUS, SWAPPED * behind):
         return _refused(result, float(np.median(disparity[disparity > 1])), depths)
     enough = max(CONSENSUS, CONSENSUS_SHARE * len(rows))
     if len(rows):
