@@ -99,6 +99,12 @@ def _add_bag(command: argparse.ArgumentParser) -> None:
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the training commands to `kp`."""
+    _add_label(commands)
+    _add_quantize(commands)
+    _add_train(commands)
+
+
+def _add_label(commands: argparse._SubParsersAction) -> None:
     label = add_command(
         commands,
         "label",
@@ -136,6 +142,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     _add_bag(label)
 
+
+def _add_quantize(commands: argparse._SubParsersAction) -> None:
     quantize = add_command(
         commands,
         "quantize",
@@ -153,6 +161,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     _add_bag(quantize)
 
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
     train = add_command(
         commands,
         "train",

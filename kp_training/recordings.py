@@ -36,32 +36,16 @@ def extract_images(
     from kp_training.evaluation.bags.reader import Bag
     from kp_training.evaluation.bags.stamps import stamp_text
 
+    wanted = {"bag": str(bag.resolve()), "topic": topic, "every": every, "bit_depth": bit_depth}
     done = cache / "source.json"
     if done.is_file():
-        source = _source(done)
-        wanted = {
-            "bag": str(bag.resolve()),
-            "topic": topic or source["topic"],
-            "every": every,
-            "bit_depth": bit_depth,
-        }
-        if source != wanted:
-            raise ValueError(
-                f"{cache} already has images of {source['topic']} of {source['bag']} (--every "
-                f"{source['every']} --bit-depth {source['bit_depth']}); choose another folder"
-            )
+        _check_source(done, wanted)
         return cache
-    if cache.exists():
-        for frame in cache.glob("frame_*.png"):  # left by an interrupted call
-            frame.unlink()
+    for frame in cache.glob("frame_*.png"):  # left by an interrupted call
+        frame.unlink()
     written, reasons, grey = 0, [], GreyConverter(bit_depth, print)
     with Bag(bag) as recording:
-        topics = recording.of_type(*IMAGE_TYPES)
-        if topic is None and len(topics) == 1:
-            topic = topics[0]
-        if topic not in topics:
-            chosen = f"has no images on {topic!r}" if topic else "needs --topic"
-            raise ValueError(f"{bag} {chosen}; image topics: {', '.join(topics) or 'none'}")
+        topic = _image_topic(bag, topic, recording.of_type(*IMAGE_TYPES))
         cache.mkdir(parents=True, exist_ok=True)
         total = recording.topics[topic].count
         messages = track(recording.messages([topic]), "extracting images", total=total)
@@ -84,9 +68,36 @@ def extract_images(
     if not written:
         why = (reasons or ["there is none"])[0] + noted
         raise ValueError(f"none of the images on {topic} of {bag} can be read: {why}")
-    source = {"bag": str(bag.resolve()), "topic": topic, "every": every, "bit_depth": bit_depth}
-    done.write_text(json.dumps(source) + "\n")
+    done.write_text(json.dumps(wanted | {"topic": topic}) + "\n")
     return cache
+
+
+def _image_topic(bag: Path, topic: str | None, topics: list[str]) -> str:
+    """The topic to read: the given one, or the only one with images.
+
+    Raises:
+        ValueError: the topic has no images, or several topics have some and none is given.
+    """
+    if topic is None and len(topics) == 1:
+        return topics[0]
+    if topic is None or topic not in topics:
+        chosen = f"has no images on {topic!r}" if topic else "needs --topic"
+        raise ValueError(f"{bag} {chosen}; image topics: {', '.join(topics) or 'none'}")
+    return topic
+
+
+def _check_source(file: Path, wanted: dict) -> None:
+    """Check that the images of a folder were extracted as `wanted` says.
+
+    Raises:
+        ValueError: they were extracted from another bag or topic, or with other options.
+    """
+    source = _source(file)
+    if source != wanted | {"topic": wanted["topic"] or source["topic"]}:
+        raise ValueError(
+            f"{file.parent} already has images of {source['topic']} of {source['bag']} (--every "
+            f"{source['every']} --bit-depth {source['bit_depth']}); choose another folder"
+        )
 
 
 def _source(file: Path) -> dict:

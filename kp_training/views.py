@@ -243,25 +243,21 @@ def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tenso
         - `shift` (2, B, H, W): displacement along the row in each view, without front layers
         - `known` (2, B, H, W): 1 where the shift is known
     """
-    height, width = config.views.height, config.views.width
     keypoints = batch["keypoints"]
     size, count = batch["canvas"].shape[-1], keypoints.shape[2]
     # Descriptors are also trained away from keypoints: a quarter of the points are random.
     anywhere = torch.rand(len(keypoints), count // 4, 2, device=keypoints.device) * size
     candidates = [torch.cat([keypoints[:, 0, :, :2], anywhere], 1)]
     others = []  # keypoints of the front layer
+    front = None
     if config.views.front_share:
-        fronts, cover, of_front = front_layers(batch, config)
+        *front, of_front = front_layers(batch, config)
         others.append(of_front)
         candidates.append(of_front[..., :2])
     images, labels, sure, places, seen, shifts, knowns = [], [], [], [], [], [], []
     for view in range(2):
-        shift = displacement(batch["relief"][:, view], batch["blocky"], height, width)
-        layers = [Layer(*_canvases(batch, view), batch["to_view"][:, view], shift)]
-        if others:
-            image, layers = put_in_front(layers[0], fronts[view], cover)
-        else:
-            image = layers[0].render()
+        image, layers = _render(batch, view, config, front)
+        shift = layers[0].shift
         images.append(photometric(image, batch["noise"][:, view], config.views.photometric))
         given = [keypoints[:, view], *others]
         place, visible = _place_all(layers, [rows[..., :2] for rows in given])
@@ -292,6 +288,23 @@ def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tenso
         "shift": torch.stack(shifts),
         "known": torch.stack(knowns),
     }
+
+
+def _render(
+    batch: dict[str, Tensor], view: int, config: TrainConfig, front: list | None
+) -> tuple[Tensor, list[Layer]]:
+    """Image (B, 1, H, W) of a view, and its layers from back to front.
+
+    Args:
+        front: front layers of both views and their cover, from `front_layers`; None without them.
+    """
+    size = config.views.height, config.views.width
+    shift = displacement(batch["relief"][:, view], batch["blocky"], *size)
+    back = Layer(*_canvases(batch, view), batch["to_view"][:, view], shift)
+    if front is None:
+        return back.render(), [back]
+    fronts, cover = front
+    return put_in_front(back, fronts[view], cover)
 
 
 def _canvases(batch: dict[str, Tensor], view: int) -> tuple[Tensor, Tensor]:

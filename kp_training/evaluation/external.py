@@ -46,25 +46,7 @@ def external_method(name: str, most: int) -> Method:
             found = Found(np.asarray(xy, np.float32), np.asarray(descriptors, np.float32))
         if not found.xy.size and not found.descriptors.size:
             return NOTHING
-        if (
-            found.xy.ndim != 2
-            or found.xy.shape[1] != 2
-            or found.descriptors.ndim != 2
-            or len(found.xy) != len(found.descriptors)
-        ):
-            raise ValueError(
-                f"method {name} must return keypoints (N, 2) and descriptors (N, D), "
-                f"not {found.xy.shape} and {found.descriptors.shape}"
-            )
-        if len(found.xy) > most:
-            raise ValueError(
-                f"method {name} returned {len(found.xy)} keypoints, at most {most} allowed"
-            )
-        if not np.isfinite(found.xy).all() or not np.isfinite(found.descriptors).all():
-            raise ValueError(f"method {name} returned non-finite values")
-        height, width = image.shape
-        if (found.xy < -1).any() or (found.xy > [width, height]).any():
-            raise ValueError(f"method {name} returned keypoints outside the {width}x{height} image")
+        _check_found(name, found, most, *image.shape)
         lengths.add(found.descriptors.shape[1])
         if len(lengths) > 1:
             raise ValueError(f"method {name} returned descriptors of lengths {sorted(lengths)}")
@@ -86,6 +68,32 @@ def external_method(name: str, most: int) -> Method:
         return rows.reshape(-1, 2).astype(int)
 
     return Method(name, detect, match if hasattr(made, "match") else None)
+
+
+def _check_found(name: str, found: Found, most: int, height: int, width: int) -> None:
+    """Check what a user's method returned for an image.
+
+    Raises:
+        ValueError: wrong shapes, too many keypoints, non-finite values, or keypoints outside.
+    """
+    if (
+        found.xy.ndim != 2
+        or found.xy.shape[1] != 2
+        or found.descriptors.ndim != 2
+        or len(found.xy) != len(found.descriptors)
+    ):
+        raise ValueError(
+            f"method {name} must return keypoints (N, 2) and descriptors (N, D), "
+            f"not {found.xy.shape} and {found.descriptors.shape}"
+        )
+    if len(found.xy) > most:
+        raise ValueError(
+            f"method {name} returned {len(found.xy)} keypoints, at most {most} allowed"
+        )
+    if not np.isfinite(found.xy).all() or not np.isfinite(found.descriptors).all():
+        raise ValueError(f"method {name} returned non-finite values")
+    if (found.xy < -1).any() or (found.xy > [width, height]).any():
+        raise ValueError(f"method {name} returned keypoints outside the {width}x{height} image")
 
 
 @contextmanager
