@@ -75,6 +75,7 @@ def _odometry(arguments: argparse.Namespace) -> None:
     from kp_training.evaluation.odometry import report
     from kp_training.evaluation.odometry.evaluation import evaluate_odometry
     from kp_training.evaluation.page import shown
+    from kp_training.evaluation.reasons import grouped
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     result = evaluate_odometry(
@@ -90,7 +91,7 @@ def _odometry(arguments: argparse.Namespace) -> None:
     table = Table(*rows[0], title=f"{sequence['frames']} frames, {sequence['metres']:.1f} m")
     for row in rows:
         table.add_row(*map(shown, row.values()))
-    left_out = [f"skipped: {reason}" for reason in sequence["left_out"]]
+    left_out = [f"skipped: {reason}" for reason in grouped(sequence["left_out"])]
     _finish(arguments.out, result, report.odometry_report(result), table, left_out)
 
 

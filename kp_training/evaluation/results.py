@@ -88,9 +88,3 @@ def provenance() -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         **machine(),
     }
-
-
-def listed(reasons: list[str], most: int = 3) -> str:
-    """The first reasons of a list in one line, and how many more there are."""
-    more = [f"{len(reasons) - most} more"] if len(reasons) > most else []
-    return "; ".join([*reasons[:most], *more])

@@ -20,6 +20,7 @@ from kp_training.evaluation.bags.stereo import Reading, StereoBag
 from kp_training.evaluation.bags.topics import StereoTopics, choose_topics
 from kp_training.evaluation.bags.writer import _Messages
 from kp_training.evaluation.poses import Poses
+from kp_training.evaluation.reasons import grouped, listed
 
 COUNT = 4
 MADE = _Messages()
@@ -230,3 +231,10 @@ def test_the_options_are_given_on_the_command_line(messages, tmp_path, capsys):
 def test_a_frame_keeps_its_baseline_when_rectified():
     frame = replace(made_world.wall(1)[0], raw=True, baseline=0.3)
     assert frame.rectified().calibration().baseline == 0.3
+
+
+def test_reasons_that_repeat_share_a_line():
+    reasons = [f"{i}.000000000: without depth: why" for i in range(5)] + ["else: 1.0: x"]
+    first = "0.000000000; 1.000000000; 2.000000000; 2 more: without depth: why"
+    assert grouped(reasons) == [first, "else: 1.0: x"]
+    assert listed(["a", "b"]) == "a; b" and listed([]) == ""

@@ -19,7 +19,8 @@ from kp_training.evaluation.bags.stereo import Reading, StereoBag
 from kp_training.evaluation.bags.stream import GRID, NEIGHBOURS, Row, StreamMetrics
 from kp_training.evaluation.bags.topics import StereoTopics, choose_topics
 from kp_training.evaluation.frames import StereoFrame
-from kp_training.evaluation.results import listed, provenance, summary
+from kp_training.evaluation.reasons import listed
+from kp_training.evaluation.results import provenance, summary
 
 HISTOGRAM_PX = 10.0  # of row errors; the last bin has all that is beyond
 

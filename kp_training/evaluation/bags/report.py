@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from kp_frontend.features import StereoFeatures
 from kp_training.evaluation.metrics import DISPARITY_TOLERANCE, at_pixels
 from kp_training.evaluation.page import Page
+from kp_training.evaluation.reasons import grouped
 from kp_training.evaluation.results import command_line
 
 # Metric: what it means, and which end of it is good (None: neither).
@@ -77,7 +78,7 @@ def accounting(result: dict) -> list[str]:
     for method, missing in pairs["without_features"].items():
         if missing:
             lines.append(f"{method}: {len(missing)} pairs without features: {_some(missing)}")
-    lines += [f"could not be used: {reason}" for reason in pairs["skipped"]]
+    lines += [f"could not be used: {reason}" for reason in grouped(pairs["skipped"])]
     for method, found in result["health"].items():
         lines += [
             f"{method}: warning from {entry['first']} on ({entry['share']:.0%} of the time): "

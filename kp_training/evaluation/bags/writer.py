@@ -32,6 +32,7 @@ from kp_training.evaluation.bags.reader import (
     storage_of,
 )
 from kp_training.evaluation.frames import Camera, Sequence, StereoFrame
+from kp_training.evaluation.reasons import listed
 
 DISPARITY_TOPIC = "/ground_truth/disparity"
 POSE_TOPIC = "/ground_truth/pose"
@@ -145,7 +146,7 @@ def write_bag(sequence: Sequence, path: Path, storage: str | None = None) -> dic
                 writer.write(connections[topic], frame.stamp, raw)
                 counts[topic] = counts.get(topic, 0) + 1
         if not counts:
-            raise ValueError(f"no frame could be used: {'; '.join(sequence.left_out)}")
+            raise ValueError(f"no frame could be used: {listed(sequence.left_out)}")
     return counts
 
 

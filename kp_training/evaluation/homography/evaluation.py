@@ -34,7 +34,7 @@ from kp_training.evaluation.metrics import (
     share,
     squared_distances,
 )
-from kp_training.evaluation.results import listed
+from kp_training.evaluation.reasons import listed
 from kp_training.evaluation.scenes import read_grey
 from kp_training.image_files import folders_below
 

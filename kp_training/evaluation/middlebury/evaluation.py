@@ -29,7 +29,7 @@ from kp_training.evaluation.metrics import (
     scene_metrics,
     stereo_metrics,
 )
-from kp_training.evaluation.results import listed
+from kp_training.evaluation.reasons import listed
 from kp_training.evaluation.scenes import Scene, load_scene
 
 STEPS = 5  # points of the curves over the number of keypoints, doubling from one to the next

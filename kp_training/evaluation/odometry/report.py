@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kp_training.evaluation.page import Page
+from kp_training.evaluation.reasons import grouped
 from kp_training.evaluation.results import command_line
 
 COLUMNS = {
@@ -72,7 +73,9 @@ def odometry_report(result: dict) -> Page:
         for method, metrics in result["methods"].items()
         if metrics["failed_frames"]["frames"]
     ]
-    page.items([*lines, *sequence["left_out"]] or ["nothing: every frame's motion was found"])
+    page.items(
+        [*lines, *grouped(sequence["left_out"])] or ["nothing: every frame's motion was found"]
+    )
     page.heading("Protocol")
     page.items([f"{name}: {value}" for name, value in protocol.items()])
     return page
