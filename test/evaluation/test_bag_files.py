@@ -236,8 +236,9 @@ def test_a_damaged_chunk_is_left_out_alone_and_counted(messages, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["opcode", "length"])
-def test_a_damaged_record_does_not_end_the_file(messages, tmp_path, damage):
-    path = write_mcap(tmp_path / "bag.mcap", messages)
+@pytest.mark.parametrize("index", [IndexType.ALL, IndexType.NONE])
+def test_a_damaged_record_does_not_end_a_file_with_an_index(messages, tmp_path, damage, index):
+    path = write_mcap(tmp_path / "bag.mcap", messages, index_types=index)
     data = bytearray(path.read_bytes())
     begin, _ = chunks_of(path)[1]
     if damage == "opcode":
@@ -245,8 +246,24 @@ def test_a_damaged_record_does_not_end_the_file(messages, tmp_path, damage):
     else:
         struct.pack_into("<Q", data, begin - 8, 1 << 40)
     path.write_bytes(data)
-    count, notes = pairs_of(path)  # the summary says where the chunks are
-    assert count == COUNT and f"damaged at byte {begin - 9}" in notes[0]
+    count, notes = pairs_of(path)
+    if index == IndexType.ALL:
+        assert (count, notes) == (COUNT, [])
+    else:
+        assert 0 < count < COUNT and f"damaged at byte {begin - 9}" in notes[0]
+        assert any("are missing" in note for note in notes)
+
+
+def test_a_damaged_index_does_not_matter(messages, tmp_path):
+    path = write_mcap(tmp_path / "bag.mcap", messages)
+    whole = path.read_bytes()
+    for opcode, begin, _ in _records(whole, 8, len(whole)):
+        if opcode == 8:  # a chunk's place and lengths
+            for place in (begin + 16, begin + 24):
+                data = bytearray(whole)
+                struct.pack_into("<Q", data, place, struct.unpack_from("<Q", data, place)[0] + 7)
+                path.write_bytes(data)
+                assert pairs_of(path) == (COUNT, [])
 
 
 def test_statistics_that_promise_more_are_compared(messages, tmp_path):

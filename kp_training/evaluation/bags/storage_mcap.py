@@ -1,8 +1,8 @@
 """MCAP files, read as far as they go: cut, killed, without an index, with foreign channels.
 
-The file is walked record by record; its index is not needed. The `mcap` library decodes the
-records. Its own readers end at the first damaged chunk, and take 45 us for a small message where
-this walk takes 4.
+The file is walked record by record; an index saves time, but is not needed. The `mcap` library
+decodes the records. Its own readers end at the first damaged chunk, and take 45 us for a small
+message where this walk takes 4.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from mcap.opcode import Opcode
 from mcap.reader import make_reader
 from mcap.records import Channel as ChannelRecord
 from mcap.records import Schema, Statistics
+from mcap.summary import Summary
 
 from kp_training.evaluation.bags.qos import offered_reliability
 from kp_training.evaluation.bags.storage import Channel, Note, StorageError, reason_of, ros2_type
@@ -85,18 +86,19 @@ class McapFile:
     def __init__(self, path: Path, note: Note) -> None:
         self.path, self._note = path, note
         self.start = self.end = 0
-        self._schemas: dict[int, Schema] = {}
-        self._by_id: dict[int, Channel] = {}
-        self._segments: list[_Segment] = []
-        self._statistics: Statistics | None = None
-        self._cut_at = 0  # the byte after the last whole record of a file that was not closed
+        self._forget()
         with path.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
                 raise StorageError(f"{path.name} does not begin as an MCAP file does")
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        closed = self._walk()
+        summary = self._summary()
+        chunks = {} if summary is None else self._indexed(summary)
+        closed = self._walk(chunks)
+        if not closed and chunks:  # the index may be what is damaged
+            self._forget()
+            closed = self._walk({})
         if not closed:
-            self._from_summary()
+            self._salvage(summary)
         counts: dict[int, int] = {}
         if self._statistics:
             counts |= self._statistics.channel_message_counts
@@ -144,53 +146,80 @@ class McapFile:
             time, _, number, raw = heapq.heappop(waiting)
             yield self._by_id[number], time, raw
 
-    def _walk(self) -> bool:
-        """Find the segments and read the summary; whether the file was closed properly."""
-        at, ended, closed, row = len(MAGIC), False, False, False
-        for opcode, begin, end in _records(self._data, at, len(self._data)):
-            at = end
+    def _forget(self) -> None:
+        self._schemas: dict[int, Schema] = {}
+        self._by_id: dict[int, Channel] = {}
+        self._segments: list[_Segment] = []
+        self._statistics: Statistics | None = None
+        self._at = len(MAGIC)  # the byte after the last whole record
+        self._ended = False  # whether the record that ends the data was found
+
+    def _summary(self) -> Summary | None:
+        """The summary at the end of the file, if there is one that can be read."""
+        try:
+            with self.path.open("rb") as file:
+                return make_reader(file).get_summary()
+        except DAMAGED:
+            return None
+
+    def _indexed(self, summary: Summary) -> dict[int, tuple[_Segment, int]]:
+        """The chunks of an index by the byte where they begin, and where their records end."""
+        chunks = {}
+        for index in summary.chunk_indexes:
+            begin, end = index.chunk_start_offset, index.chunk_start_offset + index.chunk_length
+            if index.chunk_length > RECORD.size + CHUNK.size and end <= len(self._data):
+                channels = set(index.message_index_offsets)
+                segment = _Segment(
+                    index.message_start_time, begin + RECORD.size, end, True, channels
+                )
+                chunks[begin] = segment, end + index.message_index_length
+        return chunks
+
+    def _walk(self, chunks: dict[int, tuple[_Segment, int]]) -> bool:
+        """Find the segments and read the summary; whether the file was closed properly.
+
+        Args:
+            chunks: those that are known, by the byte where they begin. Of a large file this saves
+                reading something near each of them.
+        """
+        row = False
+        while True:
+            if self._at in chunks and not self._ended:
+                segment, self._at = chunks[self._at]
+                self._segments.append(segment)
+                row = False
+                continue
+            record = next(_records(self._data, self._at, len(self._data)), None)
+            if record is None:
+                return False
+            opcode, begin, self._at = record
             if opcode == Opcode.CHUNK:
-                self._add_chunk(begin, end)
-            elif opcode == Opcode.MESSAGE and not ended:
+                self._add_chunk(begin, self._at)
+            elif opcode == Opcode.MESSAGE and not self._ended:
                 if not row:
-                    self._segments.append(_Segment(0, begin - RECORD.size, end, False))
-                self._segments[-1].end = end
-            elif opcode == Opcode.MESSAGE_INDEX and self._segments and end - begin >= 2:
+                    self._segments.append(_Segment(0, begin - RECORD.size, self._at, False))
+                self._segments[-1].end = self._at
+            elif opcode == Opcode.MESSAGE_INDEX and self._segments and self._at - begin >= 2:
                 (number,) = struct.unpack_from("<H", self._data, begin)
                 self._segments[-1].channels.add(number)
             elif opcode == Opcode.DATA_END:
-                ended = True
+                self._ended = True
             elif opcode == Opcode.FOOTER:
-                closed = True
-                break
+                return True
             elif opcode in DESCRIBING:
-                self._describe(opcode, self._data[begin:end])
+                self._describe(opcode, self._data[begin : self._at])
             row = opcode == Opcode.MESSAGE
-        if closed:
-            return True
-        self._cut_at = at
-        if ended:
+
+    def _salvage(self, summary: Summary | None) -> None:
+        """Note that the file is not whole; take what is found beyond the place of the damage."""
+        if self._ended:
             self._note(f"{self.path.name} ends within its summary: {REMEDY}")
-            return False
-        size = len(self._data)
-        what = "was not closed" if at == size else f"is cut or damaged at byte {at} of {size}"
-        self._note(f"{self.path.name} {what}: it is read as far as it goes; {REMEDY}")
-        if self._data[at : at + 1] == bytes([Opcode.CHUNK]):
-            self._add_chunk(at + RECORD.size, len(self._data))
-        return False
-
-    def _add_chunk(self, begin: int, end: int) -> None:
-        if end - begin >= CHUNK.size:
-            start = CHUNK.unpack_from(self._data, begin)[0]
-            self._segments.append(_Segment(start, begin, end, True))
-
-    def _from_summary(self) -> None:
-        """What a summary says of a file whose data is damaged before it."""
-        try:
-            with self.path.open("rb") as file:
-                summary = make_reader(file).get_summary()
-        except DAMAGED:
-            return
+        else:
+            at, size = self._at, len(self._data)
+            what = "was not closed" if at == size else f"is cut or damaged at byte {at} of {size}"
+            self._note(f"{self.path.name} {what}: it is read as far as it goes; {REMEDY}")
+            if self._data[at : at + 1] == bytes([Opcode.CHUNK]):
+                self._add_chunk(at + RECORD.size, size)
         if summary is None:
             return
         self._statistics = summary.statistics
@@ -199,11 +228,14 @@ class McapFile:
         for channel in summary.channels.values():
             self._add_channel(channel)
         found = {segment.begin for segment in self._segments}
-        for index in summary.chunk_indexes:
-            begin = index.chunk_start_offset + RECORD.size
-            end = index.chunk_start_offset + index.chunk_length
-            if begin not in found and self._cut_at < begin <= end <= len(self._data):
-                self._add_chunk(begin, end)
+        for segment, _ in self._indexed(summary).values():
+            if segment.begin not in found and segment.begin > self._at:
+                self._segments.append(segment)
+
+    def _add_chunk(self, begin: int, end: int) -> None:
+        if end - begin >= CHUNK.size:
+            start = CHUNK.unpack_from(self._data, begin)[0]
+            self._segments.append(_Segment(start, begin, end, True))
 
     def _scan(self, counts: dict[int, int]) -> None:
         """Read the whole file once: its channels, how many messages they have, and when."""
