@@ -13,7 +13,7 @@ from kp_frontend.ros.accounts import REASONS
 from kp_frontend.ros.parameters import CONFIGS, markdown_table
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "config").glob("*.yaml"))
+EXAMPLES = sorted(set((ROOT / "config").glob("*.yaml")) - {ROOT / "config/odometry.yaml"})
 PARAMETERS = {f.name for kind in CONFIGS for f in fields(kind)}
 
 

@@ -1,0 +1,56 @@
+"""Our features as RTAB-Map has them; a pure function, of which nothing needs RTAB-Map.
+
+Checked against RTAB-Map 0.23.8 and the ros2 branch of rtabmap_ros: `rtabmap_msgs/RGBDImage` has
+`key_points`, `points` and `descriptors`, and `uncompressData` reads the latter.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from kp_frontend.features import StereoFeatures
+
+CV_32F = 5  # OpenCV's type of a matrix of float32 with one channel
+KEYPOINT_SIZE = 9.0  # pixels; diameter of the image region that a descriptor is made of
+NO_ANGLE = -1.0  # OpenCV's value for keypoints without an orientation
+
+
+@dataclass(frozen=True)
+class RtabmapFeatures:
+    """Features of a left image.
+
+    `keypoints` (N, 2) float32 pixels, `responses` (N,) float32, `points` (N, 3) float32 metres in
+    the optical frame of the image, NaN where the depth is not known, `descriptors` the bytes that
+    RTAB-Map's `uncompressData` turns into a matrix (N, D) of float32; empty without keypoints.
+    """
+
+    keypoints: np.ndarray
+    responses: np.ndarray
+    points: np.ndarray
+    descriptors: bytes
+
+
+def rtabmap_features(features: StereoFeatures) -> RtabmapFeatures:
+    """The left image's features, all with a point: RTAB-Map wants as many as keypoints."""
+    left = features.left
+    points = np.full((len(left), 3), np.nan, np.float32)
+    known = np.isfinite(features.points).all(1)
+    points[features.left_index[known]] = features.points[known]
+    return RtabmapFeatures(
+        left.keypoints.astype(np.float32),
+        left.scores.astype(np.float32),
+        points,
+        compressed_matrix(left.descriptors) if len(left) else b"",
+    )
+
+
+def compressed_matrix(matrix: np.ndarray) -> bytes:
+    """A matrix (N, D) as RTAB-Map stores it: compressed by zlib, row by row, and after that rows,
+    columns and OpenCV's type as three little-endian int32."""
+    values = np.ascontiguousarray(matrix, "<f4")
+    trailer = np.array([*values.shape, CV_32F], "<i4")
+    # Level 1: descriptors hardly compress, and a higher one takes ten times as long.
+    return zlib.compress(values.tobytes(), 1) + trailer.tobytes()
