@@ -66,7 +66,7 @@ def _bag(arguments: argparse.Namespace) -> None:
     lines = report.accounting(result)
     if "live" in result:
         lines += report.live_lines(result["live"])
-    _finish(arguments.out, result, report.bag_report(result, example), table, lines)
+    _finish(arguments.out, result, report.bag_report(result, example), [table], lines)
 
 
 def _odometry(arguments: argparse.Namespace) -> None:
@@ -92,7 +92,12 @@ def _odometry(arguments: argparse.Namespace) -> None:
     for row in rows:
         table.add_row(*map(shown, row.values()))
     left_out = [f"skipped: {reason}" for reason in grouped(sequence["left_out"])]
-    _finish(arguments.out, result, report.odometry_report(result), table, left_out)
+    tables = [table]
+    if tracks := report.track_rows(result):
+        tables.append(Table(*tracks[0], title="tracks"))
+        for row in tracks:
+            tables[-1].add_row(*map(shown, row.values()))
+    _finish(arguments.out, result, report.odometry_report(result), tables, left_out)
 
 
 def _methods(listed: str, further: Iterable[str] = ()) -> list[str]:
@@ -129,11 +134,11 @@ def _finish_pairs(out: Path, metrics: dict, page: Page) -> None:
     for metric in metrics["methods"][names[0]]:
         table.add_row(metric, *(shown(metrics["methods"][name][metric]["mean"]) for name in names))
     skipped = [f"skipped: {reason}" for reason in metrics["protocol"]["skipped"]]
-    _finish(out, metrics, page, table, [*without_value(metrics), *skipped])
+    _finish(out, metrics, page, [table], [*without_value(metrics), *skipped])
 
 
-def _finish(out: Path, metrics: dict, page: Page, table: Table, lines: list[str]) -> None:
-    """Write metrics.json and report.html, then print the table and `lines`."""
+def _finish(out: Path, metrics: dict, page: Page, tables: list[Table], lines: list[str]) -> None:
+    """Write metrics.json and report.html, then print the tables and `lines`."""
     from rich.console import Console
 
     from kp_training.evaluation.results import write_metrics
@@ -143,7 +148,8 @@ def _finish(out: Path, metrics: dict, page: Page, table: Table, lines: list[str]
     console = Console()
     if not console.is_terminal:  # a file or a pipe: do not truncate columns
         console = Console(width=240)
-    console.print(table)
+    for table in tables:
+        console.print(table)
     for line in (*lines, *(f"written: {out / file}" for file in ("metrics.json", "report.html"))):
         console.print(line, soft_wrap=True, markup=False)
 
@@ -316,7 +322,8 @@ def _add_odometry(kinds: argparse._SubParsersAction) -> None:
     odometry.add_argument(
         "--methods",
         default="tiny,sift,orb",
-        help="comma-separated list: sift, orb, networks or weights files (default tiny,sift,orb)",
+        help="comma-separated list: sift, orb, klt (optical flow), networks or weights files "
+        "(default tiny,sift,orb)",
     )
     _add_camera(odometry)
     odometry.add_argument(

@@ -135,7 +135,7 @@ def test_a_made_wall_is_measured_right(bag_path, tmp_path):
     assert metrics["stereo_accuracy"] > 0.97 and metrics["stereo_error_px"] < 0.1
     assert metrics["disparity_accuracy"] > 0.9 and metrics["epipolar_error_px"] < 0.3
     assert metrics["disparity_roughness_px"] < 0.1 and metrics["track_survival"] > 0.6
-    assert metrics["track_accuracy"] > 0.95 and metrics["temporal_repeatability"] > 0.8
+    assert metrics["track_flow_accuracy"] > 0.95 and metrics["temporal_repeatability"] > 0.8
     assert result["methods"]["tiny"]["stereo_accuracy"]["count"] == COUNT
     assert result["methods"]["tiny"]["track_survival"]["count"] == COUNT - 1
     assert result["pairs"]["paired"] == COUNT and result["pairs"]["skipped"] == []

@@ -114,7 +114,7 @@ def test_a_frame_that_fails_is_named_and_bridged():
     blank = np.zeros_like(frames[0].left)
     frames[3] = replace(frames[3], left=blank, right=blank)
     method = stereo_method("sift", FrontendConfig(max_keypoints=400))
-    followed, matches = follow(frames, method)
+    followed, matches, _ = follow(frames, method)
     assert len(matches) == 6 and matches[3] == 0
     for track in followed.values():
         assert track.failed == [3] and len(track.poses) == 6

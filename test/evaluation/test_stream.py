@@ -105,16 +105,16 @@ def test_repeatability_and_track_accuracy_ask_the_images_where_keypoints_went():
         stream.FLOW_METRICS, 1
     )
     off = stream.flow_metrics(features, grid_features(shift=(-6, 2)), before, now)
-    assert off["temporal_repeatability"] == off["track_accuracy"] == 1
+    assert off["temporal_repeatability"] == off["track_flow_accuracy"] == 1
     assert off["temporal_repeatability_1px"] == 0
     # The keypoints stay where they were although the image moved by half their distance.
     stuck = stream.flow_metrics(features, features, before, now)
-    assert stuck["temporal_repeatability"] == stuck["track_accuracy"] == 0
+    assert stuck["temporal_repeatability"] == stuck["track_flow_accuracy"] == 0
     # In the right places, but under the ids of other keypoints.
     ids = np.roll(with_it.left.track_ids, 1)
     swapped = replace(with_it, left=replace(with_it.left, track_ids=ids))
     found = stream.flow_metrics(features, swapped, before, now)
-    assert found["temporal_repeatability"] == 1 and found["track_accuracy"] == 0
+    assert found["temporal_repeatability"] == 1 and found["track_flow_accuracy"] == 0
 
 
 def test_without_a_common_camera_nothing_is_said_of_time():

@@ -180,6 +180,16 @@ def _summary(rows: dict[str, Row]) -> dict[str, dict]:
     return metrics
 
 
+def _of_all_pairs(run: Run) -> dict[str, dict]:
+    """The metrics of tracks that no single pair has, in the form of the others."""
+    found = {name: run.tracks[name] for name in ("track_length", "track_share_10")}
+    return {
+        name: {"mean": value, "std": 0.0, "count": len(run.rows), "per_scene": {}}
+        for name, value in found.items()
+        if value is not None
+    }
+
+
 def _images(camera: StereoBag, config: FrontendConfig, runs: dict[str, Run]) -> tuple[dict, dict]:
     """Where all images ended, and how they were treated."""
     pairs = {
@@ -231,8 +241,10 @@ def _result(
         "protocol": {"grid": list(GRID), "neighbours": NEIGHBOURS, **protocol, **provenance()},
         "methods": {
             method: _summary({name(stamp): row for stamp, row in run.rows.items()})
+            | _of_all_pairs(run)
             for method, run in runs.items()
         },
+        "track_survival": {method: run.survival for method, run in runs.items()},
         "health": {method: run.health for method, run in runs.items()},
         "histograms": histograms,
     }

@@ -14,6 +14,7 @@ from kp_training.evaluation.metrics import DISPARITY_TOLERANCE, at_pixels
 from kp_training.evaluation.page import Page
 from kp_training.evaluation.reasons import grouped
 from kp_training.evaluation.results import command_line
+from kp_training.evaluation.tracks import survival_figure
 
 # Metric: what it means, and which end of it is good (None: neither).
 MEANINGS: dict[str, tuple[str, str | None]] = {
@@ -42,7 +43,13 @@ MEANINGS: dict[str, tuple[str, str | None]] = {
     "match_survival": ("published matches that are matched again in the next pair", "max"),
     "temporal_repeatability": ("keypoints found again within 3 px of where flow says", "max"),
     "temporal_repeatability_1px": ("the same within 1 px", "max"),
-    "track_accuracy": ("tracks that end within 3 px of where flow says", "max"),
+    "track_flow_accuracy": ("tracks that end within 3 px of where flow says", "max"),
+    "tracked": ("left keypoints with a track from the pair before", "max"),
+    "track_length": ("median over all observations of the length that their track reaches", "max"),
+    "track_share_10": ("share of observations in tracks of at least 10", "max"),
+    "track_accuracy": ("tracked points within 3 px of where depth and true motion put them", "max"),
+    "track_accuracy_1px": ("the same within 1 px", "max"),
+    "track_error_px": ("their median distance from there", "min"),
     "latency_ms": ("call (offline), or last image sent to features received (live)", "min"),
 }
 LINES = ("stereo_accuracy", "matching_accuracy", "matched_share", "match_coverage",
@@ -161,6 +168,12 @@ def bag_report(result: dict, example: tuple | None) -> Page:
             else "green right, red wrong by more than 3 px, grey without ground truth"
         )
         page.figure(draw_matches(*example), f"Published matches in a left image, {words}.")
+    if any(result["track_survival"].values()):
+        page.heading("Tracks")
+        page.figure(
+            survival_figure(result["track_survival"]),
+            "Share of the tracks that reach so many observations.",
+        )
     page.heading("Pair by pair")
     page.figure(_series(result), "Shares of each pair in the order of the bag.")
     page.figure(_histogram(result), "Row errors of unconstrained matches; the last bin: and more.")

@@ -22,7 +22,8 @@ Source = Callable[[StereoFrame], tuple[StereoFeatures, float | None] | None]
 # A left image, its features, and its true disparity if there is one.
 Example = tuple[np.ndarray, StereoFeatures, np.ndarray | None]
 TEMPORAL = ("track_survival", "match_survival", "temporal_repeatability",
-            "temporal_repeatability_1px", "track_accuracy")  # fmt: skip
+            "temporal_repeatability_1px", "track_flow_accuracy", "tracked", "track_accuracy",
+            "track_accuracy_1px", "track_error_px")  # fmt: skip
 
 
 @dataclass
@@ -40,11 +41,14 @@ class Run:
     cameras: dict[int, str] = field(default_factory=dict)
     backend: str = ""
     example: Example | None = None
+    tracks: dict[str, float | None] = field(default_factory=dict)  # of all pairs together
+    survival: list[float | None] = field(default_factory=list)  # of tracks, by observations
     health: list[dict] = field(default_factory=list)  # as `StreamHealth.summary`
 
     def finish(self, metrics: StreamMetrics) -> None:
         """Take what was collected over the pairs."""
         self.previous = metrics.previous
+        self.tracks, self.survival = metrics.tracks.values(), metrics.tracks.survival()
         self.row_errors = np.concatenate([np.zeros(0), *metrics.row_errors])
 
 
@@ -62,7 +66,7 @@ def measure(
         features, milliseconds = found
         health.add(frame, features)
         image = frame.rectified().left  # where the features' coordinates are
-        row = metrics.add(frame.stamp, frame.camera, features, image, frame.disparity)
+        row = metrics.add(frame.stamp, frame.camera, features, image, frame.disparity, frame.pose)
         run.rows[frame.stamp] = row | {"latency_ms": milliseconds}
         if number <= total // 2:
             run.example = (image, features, frame.disparity)

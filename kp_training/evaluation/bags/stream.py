@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from scipy.spatial import cKDTree
 
-from kp_frontend.features import Features, StereoFeatures
+from kp_frontend.features import StereoFeatures
 from kp_training.evaluation.metrics import (
     ROW_TOLERANCE,
     median,
@@ -23,15 +22,15 @@ from kp_training.evaluation.metrics import (
     share,
     squared_distances,
 )
+from kp_training.evaluation.optical_flow import follow
 from kp_training.evaluation.scenes import Scene
+from kp_training.evaluation.tracks import TrackMetrics, same_tracks
 
 GRID = (16, 12)  # cells of the image, columns and rows, for coverage
 NEIGHBOURS = 8  # matches that a match's disparity is compared with
 OUTLIER_PX, OUTLIER_SHARE = 3.0, 0.05  # a disparity is off by more than both, as KITTI counts
 NEAR = 3.0  # pixels; a keypoint is found again
-FLOW_WINDOW, FLOW_LEVELS = (21, 21), 4  # of the optical flow that says where keypoints went
-FLOW_METRICS = ("temporal_repeatability", "temporal_repeatability_1px", "track_accuracy")
-FLOW_CLOSURE = 1.0  # pixels; flow there and back must come home
+FLOW_METRICS = ("temporal_repeatability", "temporal_repeatability_1px", "track_flow_accuracy")
 
 Row = dict[str, float | int | None]
 
@@ -55,13 +54,15 @@ class StreamMetrics:
     """Metrics of pair after pair; the pair before is remembered.
 
     `previous` maps a pair's stamp to that of the pair its temporal metrics refer to, `row_errors`
-    collects |y_r - y_l| of all unconstrained matches, for a histogram.
+    collects |y_r - y_l| of all unconstrained matches, for a histogram, `tracks` has the metrics of
+    the whole stream's tracks.
     """
 
     def __init__(self) -> None:
         self._before: _Before | None = None
         self.previous: dict[int, int] = {}
         self.row_errors: list[np.ndarray] = []
+        self.tracks = TrackMetrics()
 
     def add(
         self,
@@ -70,6 +71,7 @@ class StreamMetrics:
         features: StereoFeatures,
         image: np.ndarray | None = None,
         truth: np.ndarray | None = None,
+        pose: np.ndarray | None = None,
     ) -> Row:
         """Metrics of the next pair.
 
@@ -78,6 +80,7 @@ class StreamMetrics:
             camera: its frame; a pair of another camera or size is no continuation.
             image: (H, W) uint8 left image; without it nothing says where keypoints went.
             truth: (H, W) true disparity, NaN where unknown.
+            pose: (4, 4) true pose of the left rectified camera in the world.
         """
         rows = unconstrained_rows(features)
         self.row_errors.append(np.abs(rows))
@@ -89,7 +92,9 @@ class StreamMetrics:
             **coverage_metrics(features),
         }
         before = self._before
-        if before is not None and before.rig == (camera, features.width, features.height):
+        goes_on = before is not None and before.rig == (camera, features.width, features.height)
+        row |= self.tracks.add(features, pose, goes_on)
+        if before is not None and goes_on:
             self.previous[stamp] = before.stamp
             row |= track_metrics(before.features, features)
             if image is not None and before.image is not None:
@@ -186,31 +191,10 @@ def flow_metrics(
     apart = np.full(int(followed.sum()), np.inf)
     if len(now.left):
         apart, _ = cKDTree(now.left.keypoints).query(place[followed])
-    old, new = same_tracks(before.left, now.left)
+    old, new = same_tracks(before.left.track_ids, now.left.track_ids)
     off = np.linalg.norm(now.left.keypoints[new] - place[old], axis=1)[followed[old]]
     shares = (_share(apart <= NEAR), _share(apart <= 1.0), _share(off <= NEAR))
     return dict(zip(FLOW_METRICS, shares, strict=True))
-
-
-def same_tracks(before: Features, now: Features) -> tuple[np.ndarray, np.ndarray]:
-    """Rows in `before` and in `now` of the keypoints on the same track."""
-    ids, old, new = np.intersect1d(before.track_ids, now.track_ids, return_indices=True)
-    return old[ids > 0], new[ids > 0]
-
-
-def follow(
-    before: np.ndarray, now: np.ndarray, places: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Where pixels (N, 2) of one image (H, W) are in the next, and which could be followed (N,)."""
-    options = {"winSize": FLOW_WINDOW, "maxLevel": FLOW_LEVELS}
-    start = np.ascontiguousarray(places, np.float32)[:, None]
-    there, found, _ = cv2.calcOpticalFlowPyrLK(before, now, start, None, **options)
-    back, found_back, _ = cv2.calcOpticalFlowPyrLK(now, before, there, None, **options)
-    closed = np.linalg.norm((back - start)[:, 0], axis=1) <= FLOW_CLOSURE
-    there = there[:, 0]
-    height, width = now.shape
-    inside = ((there >= 0) & (there <= (width - 1, height - 1))).all(1)
-    return there, closed & inside & (found[:, 0] == 1) & (found_back[:, 0] == 1)
 
 
 def truth_metrics(features: StereoFeatures, truth: np.ndarray) -> Row:

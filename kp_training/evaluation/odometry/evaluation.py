@@ -23,6 +23,7 @@ from kp_training.evaluation.odometry.frontends import StereoMethod, stereo_metho
 from kp_training.evaluation.odometry.trajectories import Trajectory
 from kp_training.evaluation.results import provenance
 from kp_training.evaluation.sequences import guess_layout, open_sequence
+from kp_training.evaluation.tracks import TrackMetrics
 
 # The two odometries that every method is followed by: the prefix of their metrics, and the config.
 FRAME = "frame_"
@@ -63,30 +64,32 @@ def sequence_frames(
 
 def follow(
     frames: Iterable[StereoFrame], method: StereoMethod
-) -> tuple[dict[str, Trajectory], list[int]]:
+) -> tuple[dict[str, Trajectory], list[int], TrackMetrics]:
     """Follow the camera through rectified frames with all of `ODOMETRIES`.
 
     Returns:
-        The trajectories by the prefix of their metrics, and the stereo matches of each frame.
+        The trajectories by the prefix of their metrics, the stereo matches of each frame, and what
+        is known of the tracks.
 
     Raises:
         ValueError: frames without a calibration.
     """
     odometries = {prefix: StereoOdometry(config) for prefix, config in ODOMETRIES.items()}
     followed = {prefix: Trajectory() for prefix in odometries}
-    matches = []
+    matches, tracks = [], TrackMetrics()
     for frame in frames:
         calibration = frame.calibration()
         if calibration is None:
             raise ValueError("odometry needs calibrated cameras: there is no camera_info")
         features = method(frame.left, frame.right, calibration)
         matches.append(len(features))
+        tracks.add(features, frame.pose)
         for prefix, odometry in odometries.items():
             begin = time.perf_counter()
             estimate = odometry(features, frame.stamp)
             ms = 1e3 * (time.perf_counter() - begin)
             followed[prefix].add(frame.stamp, frame.pose, estimate, ms)
-    return followed, matches
+    return followed, matches, tracks
 
 
 def evaluate_odometry(
@@ -103,7 +106,7 @@ def evaluate_odometry(
 
     Args:
         path: a folder in KITTI's or EuRoC's layout, or a bag with poses.
-        methods: `sift`, `orb`, released networks, weights files.
+        methods: `klt`, `sift`, `orb`, released networks, weights files.
         config: of the networks; the classics take its number of keypoints and stereo limits.
         reading: how the stereo camera of a bag is read.
         out: folder for the trajectories as TUM files.
@@ -116,19 +119,21 @@ def evaluate_odometry(
     """
     results: dict[str, dict] = {}
     places: dict[str, list] = {}
+    survival: dict[str, list] = {}
     truth = np.zeros((0, 4, 4))
     for name in methods:
         method = stereo_method(name, config)
         opened = sequence_frames(path, given or StereoTopics(), reading or Reading())
         with opened as (frames, total, left_out):
-            followed, matches = follow(track(frames, name, total=total), method)
+            followed, matches, tracks = follow(track(frames, name, total=total), method)
         known = followed[""].known()
         if len(known) < 2:
             raise ValueError(f"{path} has {len(known)} frames with a true pose: odometry needs two")
         if len(known) < len(matches):
             unknown = len(matches) - len(known)
             left_out.append(f"{unknown} frames without a true pose: followed, but not scored")
-        results[name] = _metrics(followed, matches, path.name)
+        results[name] = _metrics(followed, matches, tracks, path.name)
+        survival[name] = tracks.survival()
         estimate, truth = followed[""].compared()
         places[name] = estimate[:, :3, 3].tolist()
         if out is not None:
@@ -151,6 +156,7 @@ def evaluate_odometry(
         },
         "methods": results,
         "trajectories": {"truth": truth[:, :3, 3].tolist(), **places},
+        "track_survival": survival,
     }
 
 
@@ -167,13 +173,18 @@ def _write_tum(out: Path, name: str, followed: dict[str, Trajectory]) -> None:
     trajectories.write_tum(out / "truth.tum", stamps, poses)
 
 
-def _metrics(followed: dict[str, Trajectory], matches: list[int], scene: str) -> dict:
+def _metrics(
+    followed: dict[str, Trajectory], matches: list[int], tracks: TrackMetrics, scene: str
+) -> dict:
     """Metrics of one method."""
     result: dict[str, dict] = {}
     for prefix, trajectory in followed.items():
         found = _trajectory_metrics(trajectory, scene)
         result |= {prefix + name: values for name, values in found.items()}
     result["stereo_matches"] = _summary(np.array(matches, float), scene)
+    for name, value in tracks.values().items():
+        known = [] if value is None else [value]
+        result[name] = _summary(np.array(known, float), scene)
     return result
 
 

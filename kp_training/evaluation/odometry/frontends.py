@@ -16,13 +16,14 @@ from kp_frontend.features import Features, StereoFeatures
 from kp_frontend.frontend import StereoFrontend
 from kp_training.evaluation.method import Found, Method, match_limited, refined, stereo_limits
 from kp_training.evaluation.methods import CLASSICS, make_method
+from kp_training.evaluation.odometry.klt import KltFrontend
 
 # A pair's images and calibration -> its features.
 StereoMethod = Callable[[np.ndarray, np.ndarray, StereoCalibration], StereoFeatures]
 
 
 def stereo_method(name: str, config: FrontendConfig) -> StereoMethod:
-    """A method by name, as `make_method` knows it.
+    """A method by name: `klt`, or one that `make_method` knows.
 
     Networks run as `StereoFrontend`; others' keypoints go through the same stereo matching and
     refinement.
@@ -30,6 +31,8 @@ def stereo_method(name: str, config: FrontendConfig) -> StereoMethod:
     Raises:
         ValueError: no such method, or one that matches in a way of its own.
     """
+    if name == "klt":
+        return KltFrontend(config)
     if name not in CLASSICS and ":" not in name:
         return StereoFrontend(replace(config, model=name))
     method = make_method(name, config.max_keypoints)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from kp_training.evaluation.page import Page
 from kp_training.evaluation.reasons import grouped
 from kp_training.evaluation.results import command_line
+from kp_training.evaluation.tracks import survival_figure
 
 COLUMNS = {
     "drift, %": "drift_percent",
@@ -23,6 +24,25 @@ COLUMNS = {
     "inliers": "inliers",
     "stereo matches": "stereo_matches",
 }
+
+
+TRACK_COLUMNS = {
+    "tracked": "tracked",
+    "track length": "track_length",
+    "in tracks of 10": "track_share_10",
+    "within 3 px": "track_accuracy",
+    "within 1 px": "track_accuracy_1px",
+    "track error, px": "track_error_px",
+}
+
+
+def track_rows(result: dict) -> list[dict]:
+    """A row for each method that makes tracks."""
+    return [
+        {"method": method, **{c: metrics[name]["mean"] for c, name in TRACK_COLUMNS.items()}}
+        for method, metrics in result["methods"].items()
+        if metrics["tracked"]["mean"] is not None
+    ]
 
 
 def odometry_rows(result: dict) -> list[dict]:
@@ -67,6 +87,23 @@ def odometry_report(result: dict) -> Page:
         ],
         "Translation error in % of the length.",
     )
+    if rows := track_rows(result):
+        page.heading("Tracks")
+        best = dict.fromkeys(list(TRACK_COLUMNS)[:5], "max") | {"track error, px": "min"}
+        page.table(
+            rows,
+            "Keypoints a frame with a track from the frame before; median over all observations of "
+            "the length that their track reaches; share of observations in tracks of at least 10; "
+            "tracked points near the place where the depth before and the true motion put them, "
+            "and their median distance from it.",
+            best=best,
+        )
+        page.figure(
+            survival_figure(
+                {row["method"]: result["track_survival"][row["method"]] for row in rows}
+            ),
+            "Share of the tracks that reach so many observations.",
+        )
     page.heading("What went wrong")
     lines = [
         f"{method}: the motion could not be told in frames {metrics['failed_frames']['frames']}"
