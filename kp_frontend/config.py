@@ -1,4 +1,4 @@
-"""What a user may choose about the front end."""
+"""Settings of the front end."""
 
 from __future__ import annotations
 
@@ -13,62 +13,94 @@ COORDINATES = ("rectified", "raw")
 
 @dataclass(frozen=True)
 class FrontendConfig:
-    """What a user may choose. Distances in pixels unless said."""
+    """Settings of the front end. Distances are in pixels unless stated otherwise."""
 
-    model: str = setting("tiny", "released network by name, or a .safetensors file", fixed=True)
-    backend: str = setting("auto", "what runs the network", choices=("auto", *BACKENDS), fixed=True)
-    precision: str = setting(
-        "auto", "of the network, where the backend has it", choices=PRECISIONS, fixed=True
+    model: str = setting(
+        "tiny", "name of a released network, or path of a .safetensors file", fixed=True
     )
-    device: str = setting("cpu", "of the backend torch: cpu, cuda, cuda:1", fixed=True)
-    threads: int = setting(0, "of a CPU backend; 0: one per core", 0, 1024, fixed=True)
-    max_keypoints: int = setting(1024, "keypoints per image", 2, 65536, fixed=True)
+    backend: str = setting(
+        "auto",
+        "inference backend; auto: the first of them that works",
+        choices=("auto", *BACKENDS),
+        fixed=True,
+    )
+    precision: str = setting(
+        "auto",
+        "numeric precision of the network; the backend must support it",
+        choices=PRECISIONS,
+        fixed=True,
+    )
+    device: str = setting("cpu", "device of the torch backend: cpu, cuda or cuda:1", fixed=True)
+    threads: int = setting(
+        0, "number of threads of a CPU backend; 0: one per core", 0, 1024, fixed=True
+    )
+    max_keypoints: int = setting(
+        1024, "maximum number of keypoints per image", 2, 65536, fixed=True
+    )
     score_threshold: float = setting(
-        0.03, "lowest keypoint score; lower it for more points in dim scenes", 0.0, 1.0
+        0.03, "minimum keypoint score; decrease it for more keypoints in dim scenes", 0.0, 1.0
     )
     nms_radius: int = setting(
-        2, "pixels without a second keypoint; 3 or 4 spreads them, but fewer repeat", 2, 16,
+        2,
+        "radius of non-maximum suppression in pixels; 3 or 4 spreads the keypoints, but fewer of "
+        "them repeat",
+        2,
+        16,
         fixed=True,
-    )  # fmt: skip
-    border: int = setting(4, "pixels without keypoints along the edges", 0, 16384, fixed=True)
+    )
+    border: int = setting(
+        4, "width of the image border without keypoints in pixels", 0, 16384, fixed=True
+    )
     row_tolerance: float = setting(
-        2.0, "pixels by which a match's rows may differ; raise it for a poor calibration", 0.0, 1e5
+        2.0,
+        "maximum row difference of a match in pixels; increase it for poorly calibrated rigs",
+        0.0,
+        1e5,
     )
     min_depth: float = setting(
-        0.1, "metres; nearest depth that is searched, when calibrated", 0.0, 1e9
+        0.1, "minimum depth of a match in metres; used if the cameras are calibrated", 0.0, 1e9
     )
     max_depth: float = setting(
-        math.inf, "metres; farthest depth that is searched, above 0", 0.0, math.inf
+        math.inf,
+        "maximum depth of a match in metres, above 0; used if the cameras are calibrated",
+        0.0,
+        math.inf,
     )
-    min_similarity: float = setting(0.5, "lowest cosine of matched descriptors", -1.0, 1.0)
+    min_similarity: float = setting(
+        0.5, "minimum cosine similarity of the descriptors of a match", -1.0, 1.0
+    )
     min_margin: float = setting(
         0.0,
-        "by which a match must beat the second best; from or to 0 only by a restart",
+        "minimum difference in similarity between the best and the second-best candidate; "
+        "switching this on or off (0) requires a restart",
         0.0,
         2.0,
     )
     min_correlation: float = setting(
         0.55,
-        "lowest correlation of the images in the four quarters around a match; -1 keeps all",
+        "minimum normalized cross-correlation of the four quadrants of the matched patch; "
+        "-1 disables the check",
         -1.0,
         1.0,
     )
     max_motion: float = setting(
         64.0,
-        "pixels between a point and its expected place, along x or y; 0: no tracks; from or to 0 "
-        "only by a restart",
+        "maximum distance of a tracked point from its predicted position in pixels, along x or y; "
+        "0 disables tracking; switching this on or off requires a restart",
         0.0,
         1e5,
     )
-    track_similarity: float = setting(0.7, "lowest cosine of descriptors along a track", -1.0, 1.0)
+    track_similarity: float = setting(
+        0.7, "minimum cosine similarity of the descriptors of a track", -1.0, 1.0
+    )
     track_share: float = setting(
         1.0,
-        "share of max_keypoints that tracks take first; the rest goes to new keypoints",
+        "share of max_keypoints that tracked points get first; new keypoints come next",
         0.0,
         1.0,
     )
     coordinates: str = setting(
-        "rectified", "of the keypoints of raw images that are given out", choices=COORDINATES
+        "rectified", "coordinates of the published keypoints of raw images", choices=COORDINATES
     )
 
     def __post_init__(self) -> None:
@@ -81,6 +113,6 @@ class FrontendConfig:
             )
 
     def compiled(self) -> tuple:
-        """What an engine is built for: a config with other values here needs another engine."""
+        """Settings that an engine is built for. If one of them changes, a new engine is needed."""
         fixed = (getattr(self, name) for name in fixed_settings(type(self)))
         return (*fixed, self.min_margin > 0, self.max_motion > 0)

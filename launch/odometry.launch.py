@@ -1,8 +1,8 @@
-"""Front end and odometry: `ros2 launch kp_frontend odometry.launch.py left_image:=...`.
+"""Start front end and odometry: `ros2 launch kp_frontend odometry.launch.py left_image:=...`.
 
-`stereo.launch.py` starts the front end and has arguments of its own, which can be given here too.
-One `params_file` serves both nodes. With `frontend:=false` only the odometry starts, for features
-that come from a recording or from another machine.
+The arguments of `stereo.launch.py`, which starts the front end, work here too. `params_file` is for
+both nodes. With `frontend:=false` only the odometry starts. It then uses features from a recording
+or from another machine.
 """
 
 from pathlib import Path
@@ -20,13 +20,13 @@ from launch import LaunchDescription
 def generate_launch_description():
     share = Path(get_package_share_directory("kp_frontend"))
     arguments = {
-        "params_file": (str(share / "config" / "odometry.yaml"), "YAML file of parameters"),
+        "params_file": (str(share / "config" / "odometry.yaml"), "YAML file with parameters"),
         "namespace": ("", "namespace of the nodes"),
-        "use_sim_time": ("false", "take time from /clock, as with a bag"),
+        "use_sim_time": ("false", "use the time of /clock, for bags and simulation"),
         "frontend": ("true", "start the front end too"),
         "features": ("kp_frontend/features", "topic of the features"),
         "odom": ("odom", "topic of the odometry"),
-        "odometry_rviz": ("false", "show path and landmarks in RViz"),
+        "odometry_rviz": ("false", "show the path and the landmarks in RViz"),
     }
     declared = [
         DeclareLaunchArgument(name, default_value=value, description=text)

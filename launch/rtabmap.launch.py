@@ -1,7 +1,7 @@
-"""Map with RTAB-Map on our features: `ros2 launch kp_frontend rtabmap.launch.py left_image:=...`.
+"""Build a map with RTAB-Map: `ros2 launch kp_frontend rtabmap.launch.py left_image:=...`.
 
 Starts the front end, the odometry, the bridge and rtabmap_slam, which must be installed. The
-arguments of `odometry.launch.py` and `stereo.launch.py` can be given here too.
+arguments of `odometry.launch.py` and `stereo.launch.py` work here too.
 """
 
 from pathlib import Path
@@ -14,10 +14,10 @@ from launch_ros.actions import Node
 
 from launch import LaunchDescription
 
-# RTAB-Map's own parameters are strings. With these it takes our features and detects none.
+# RTAB-Map's own parameters are strings. These make it use our features and not detect its own.
 RTABMAP = {
     "Mem/UseOdomFeatures": "true",
-    "Kp/DetectorStrategy": "1",  # must equal Vis/FeatureType, or our features are dropped
+    "Kp/DetectorStrategy": "1",  # must equal Vis/FeatureType, else RTAB-Map drops our features
     "Vis/FeatureType": "1",
     "Rtabmap/ImagesAlreadyRectified": "true",
 }
@@ -27,15 +27,15 @@ def generate_launch_description():
     share = Path(get_package_share_directory("kp_frontend"))
     arguments = {
         "namespace": ("", "namespace of the nodes"),
-        "use_sim_time": ("false", "take time from /clock, as with a bag"),
+        "use_sim_time": ("false", "use the time of /clock, for bags and simulation"),
         "left_image": ("left/image", "topic of the left image"),
         "right_image": ("right/image", "topic of the right image"),
         "left_info": ("left/camera_info", "topic of the left camera_info"),
         "right_info": ("right/camera_info", "topic of the right camera_info"),
         "features": ("kp_frontend/features", "topic of the features"),
         "odom": ("odom", "topic of the odometry"),
-        "base_frame": ("base_link", "frame of the robot, as the odometry has it"),
-        "database_path": ("~/.ros/rtabmap.db", "file of the map"),
+        "base_frame": ("base_link", "robot frame, as in the odometry"),
+        "database_path": ("~/.ros/rtabmap.db", "database file of the map"),
     }
     declared = [
         DeclareLaunchArgument(name, default_value=value, description=text)
@@ -79,7 +79,7 @@ def generate_launch_description():
                 "subscribe_depth": False,
                 "subscribe_stereo": False,
                 "subscribe_odom_info": False,
-                "approx_sync": False,  # all have the stamp of the left image
+                "approx_sync": False,  # all messages have the time stamp of the left image
                 **RTABMAP,
             }
         ],

@@ -1,7 +1,7 @@
 """Start the stereo front end: `ros2 launch kp_frontend stereo.launch.py left_image:=...`.
 
-The node is a managed one. With `autostart:=true`, the default, it takes itself to active; with
-false it waits for a lifecycle manager, or for `ros2 lifecycle set`.
+The node is a managed (lifecycle) node. With `autostart:=true` (the default) it configures and
+activates itself. With `autostart:=false` it waits for a lifecycle manager or `ros2 lifecycle set`.
 """
 
 from pathlib import Path
@@ -18,11 +18,11 @@ from launch import LaunchDescription
 def generate_launch_description():
     config = Path(get_package_share_directory("kp_frontend")) / "config"
     arguments = {
-        "params_file": (str(config / "stereo.yaml"), "YAML file of parameters"),
+        "params_file": (str(config / "stereo.yaml"), "YAML file with parameters"),
         "dds_profile": (str(config / "fastdds_shm.xml"), "Fast DDS profile"),
         "namespace": ("", "namespace of the node"),
-        "autostart": ("true", "configure and activate the node; false: a manager does"),
-        "use_sim_time": ("false", "take time from /clock, as with a bag"),
+        "autostart": ("true", "configure and activate the node; false: a lifecycle manager does"),
+        "use_sim_time": ("false", "use the time of /clock, for bags and simulation"),
         "left_image": ("left/image", "topic of the left image"),
         "right_image": ("right/image", "topic of the right image"),
         "left_info": ("left/camera_info", "topic of the left camera_info"),
@@ -43,7 +43,7 @@ def generate_launch_description():
         executable="stereo_node",
         name="kp_frontend",
         namespace=LaunchConfiguration("namespace"),
-        # Not among `parameters`: launch would pass over a file that does not exist.
+        # Not in `parameters`: launch ignores a file there that does not exist.
         ros_arguments=["--params-file", LaunchConfiguration("params_file")],
         parameters=[
             {

@@ -1,4 +1,4 @@
-"""What a user may choose about the odometry."""
+"""Settings of the odometry."""
 
 from __future__ import annotations
 
@@ -11,53 +11,80 @@ SOLVERS = ("poselib", "opencv")
 
 @dataclass(frozen=True)
 class OdometryConfig:
-    """What a user may choose. Distances in pixels unless said."""
+    """Settings of the odometry. Distances are in pixels unless stated otherwise."""
 
     solver: str = setting(
-        "auto", "what finds a frame's motion; auto: poselib if installed, else opencv",
+        "auto", "RANSAC pose solver; auto: poselib if it is installed, else opencv",
         choices=("auto", *SOLVERS), fixed=True,
     )  # fmt: skip
     smoothing: bool = setting(
-        True, "refine the keyframes with GTSAM; off: frame to frame only", fixed=True
+        True, "refine the keyframes with GTSAM; false: frame-to-frame odometry only", fixed=True
     )
-    window: int = setting(8, "keyframes that are refined together", 2, 100, fixed=True)
-    landmarks: int = setting(150, "landmarks observed in one keyframe, at most", 10, 10000)
+    window: int = setting(
+        8, "number of keyframes in the window of the smoother", 2, 100, fixed=True
+    )
+    landmarks: int = setting(150, "maximum number of landmarks observed in one keyframe", 10, 10000)
     min_observations: int = setting(
-        2, "keyframes in which a point is seen before it becomes a landmark", 2, 100
+        2, "number of keyframes that must observe a point before it becomes a landmark", 2, 100
     )
     keyframe_parallax: float = setting(
-        2.0, "motion of the near points, less rotation, that makes a keyframe; 0: every frame",
-        0.0, 1e4,
-    )  # fmt: skip
-    keyframe_overlap: float = setting(
-        0.7, "share of the last keyframe's points below which the next one is made", 0.0, 1.0
+        2.0,
+        "image motion of the near points, without rotation, that triggers a keyframe, in pixels; "
+        "0: every frame",
+        0.0,
+        1e4,
     )
-    inlier_threshold: float = setting(1.5, "largest reprojection error of an inlier", 0.1, 100.0)
-    min_inliers: int = setting(12, "inliers that a motion needs", 6, 10000)
+    keyframe_overlap: float = setting(
+        0.7,
+        "share of the last keyframe's points that are still seen, below which a keyframe is made",
+        0.0,
+        1.0,
+    )
+    inlier_threshold: float = setting(
+        1.5, "maximum reprojection error of an inlier in pixels", 0.1, 100.0
+    )
+    min_inliers: int = setting(12, "minimum number of inliers of a motion", 6, 10000)
     link_similarity: float = setting(
-        0.5, "lowest cosine of descriptors that link points without a common track; 1: no links",
-        -1.0, 1.0,
-    )  # fmt: skip
+        0.5,
+        "minimum cosine similarity to match points without a common track; 1 disables this",
+        -1.0,
+        1.0,
+    )
     link_reach: float = setting(
-        0.25, "share of the width by which such a point may move between frames", 0.0, 1.0
+        0.25,
+        "maximum motion of such a point between frames, as a share of the image width",
+        0.0,
+        1.0,
     )
     position_sigma: float = setting(
-        0.35, "standard deviation of a position where the features tell none", 0.05, 100.0
+        0.35,
+        "standard deviation of a position in pixels, used if the features have none",
+        0.05,
+        100.0,
     )
     disparity_sigma: float = setting(
-        0.2, "standard deviation of a disparity where the features tell none", 0.05, 100.0
+        0.2,
+        "standard deviation of a disparity in pixels, used if the features have none",
+        0.05,
+        100.0,
     )
     calibration_sigma: float = setting(
-        0.2, "standard deviation of what the rig's calibration adds to every disparity", 0.0, 100.0
+        0.2,
+        "standard deviation in pixels of the disparity error that the calibration causes",
+        0.0,
+        100.0,
     )
     max_gap: float = setting(
-        1.0, "seconds for which a motion that cannot be told is predicted to go on", 0.0, 1e3
+        1.0,
+        "maximum time in seconds for which the pose is predicted if the motion is unknown",
+        0.0,
+        1e3,
     )
     acceleration: float = setting(
-        3.0, "m/s^2; standard deviation by which a predicted velocity changes", 0.0, 1e3
+        3.0, "standard deviation of the acceleration during prediction in m/s^2", 0.0, 1e3
     )
     angular_acceleration: float = setting(
-        3.0, "rad/s^2; standard deviation by which a predicted turn rate changes", 0.0, 1e3
+        3.0, "standard deviation of the angular acceleration during prediction in rad/s^2", 0.0, 1e3
     )
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Parameters of the odometry node, beside those of `OdometryConfig`."""
+"""Parameters of the odometry node that are not in `OdometryConfig`."""
 
 from __future__ import annotations
 
@@ -12,27 +12,34 @@ ANGLE = 6.3  # radians; a little more than a turn
 
 @dataclass(frozen=True)
 class OdometryNodeConfig:
-    """Parameters of the odometry node beside those of `OdometryConfig`."""
+    """Parameters of the odometry node that are not in `OdometryConfig`."""
 
-    odom_frame: str = setting("odom", "frame in which the robot's pose is given", fixed=True)
-    base_frame: str = setting("base_link", "frame of the robot whose pose is given", fixed=True)
+    odom_frame: str = setting("odom", "odometry frame: parent frame of the pose", fixed=True)
+    base_frame: str = setting("base_link", "robot frame: child frame of the pose", fixed=True)
     publish_tf: bool = setting(
-        True, "send odom_frame to base_frame to TF; needs tf2_ros", fixed=True
+        True, "broadcast the transform from odom_frame to base_frame; needs tf2_ros", fixed=True
     )
     mount: str = setting(
         "auto", "source of the camera's pose in base_frame; auto: tf if tf2_ros is installed",
         choices=("auto", "tf", "parameters"), fixed=True,
     )  # fmt: skip
-    camera_x: float = setting(0.0, "metres; camera in base_frame, for mount=parameters",
-                              -1e3, 1e3, fixed=True)  # fmt: skip
-    camera_y: float = setting(0.0, "metres", -1e3, 1e3, fixed=True)
-    camera_z: float = setting(0.0, "metres", -1e3, 1e3, fixed=True)
+    camera_x: float = setting(
+        0.0, "x position of the camera in base_frame in metres; used without TF",
+        -1e3, 1e3, fixed=True,
+    )  # fmt: skip
+    camera_y: float = setting(0.0, "y position in metres", -1e3, 1e3, fixed=True)
+    camera_z: float = setting(0.0, "z position in metres", -1e3, 1e3, fixed=True)
     camera_roll: float = setting(
-        0.0, "radians; 0, 0, 0: it looks along the base's x axis", -ANGLE, ANGLE, fixed=True
+        0.0, "roll in radians; with 0, 0, 0 the camera looks along the x axis of base_frame",
+        -ANGLE, ANGLE, fixed=True,
+    )  # fmt: skip
+    camera_pitch: float = setting(
+        0.0, "pitch in radians; positive: the camera looks down", -ANGLE, ANGLE, fixed=True
     )
-    camera_pitch: float = setting(0.0, "radians; positive looks down", -ANGLE, ANGLE, fixed=True)
-    camera_yaw: float = setting(0.0, "radians; positive looks left", -ANGLE, ANGLE, fixed=True)
-    path_length: int = setting(2000, "poses in ~/path, the newest ones", 1, 1000000, fixed=True)
+    camera_yaw: float = setting(
+        0.0, "yaw in radians; positive: the camera looks left", -ANGLE, ANGLE, fixed=True
+    )
+    path_length: int = setting(2000, "maximum number of poses in ~/path", 1, 1000000, fixed=True)
 
     def __post_init__(self) -> None:
         check(self)

@@ -1,7 +1,8 @@
-"""The node's parameters: declared from the configs' fields, checked, and documented.
+"""Parameters of the node: declared, checked and documented from the fields of the configs.
 
-What is `fixed` in a config is a read-only parameter. The others change at run time: a new value is
-checked together with all the rest, and taken between two pairs.
+A setting that is `fixed` in its config becomes a read-only parameter. The others can change at run
+time. A new value is validated together with all other parameters and takes effect with the next
+pair.
 """
 
 from __future__ import annotations
@@ -27,66 +28,72 @@ from kp_frontend.settings import bounds, check, setting
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """Parameters of the node beside those of `FrontendConfig`."""
+    """Parameters of the node that are not in `FrontendConfig`."""
 
     autostart: bool = setting(
-        True, "configure and activate at start; false: a lifecycle manager does so", fixed=True
+        True, "configure and activate at startup; false: wait for a lifecycle manager", fixed=True
     )
     input: str = setting(
         "rectified",
-        "what the images are; of raw ones camera_info must give distortion, R and P",
+        "type of the input images; raw images need K, D, R and P in camera_info",
         choices=("rectified", "raw"),
         fixed=True,
     )
     transport: str = setting(
         "raw",
-        "how images come: as Image, or as CompressedImage on <topic>/compressed",
+        "message type of the images; compressed: CompressedImage on <topic>/compressed",
         choices=("raw", "compressed"),
         fixed=True,
     )
     bit_depth: str = setting(
         "auto",
-        "bits in use of 16-bit images; auto: as many as the greatest value so far needs; "
-        "a number also lets 16UC1 be read as an image",
+        "significant bits of 16-bit images; auto: enough for the largest value so far; "
+        "a number also enables 16UC1 images",
         choices=BIT_DEPTH_CHOICES,
         fixed=True,
     )
     baseline: float = setting(
         0.0,
-        "metres between the cameras, in place of what camera_info says; 0: as it says",
+        "distance between the cameras in metres, overrides camera_info; 0: use camera_info",
         0.0, 1e3, fixed=True,
     )  # fmt: skip
     image_width: int = setting(
-        640, "pixels; size that the engine is made ready for at start, any works", 32, 16384,
+        640,
+        "expected image width in pixels; for another size the engine is rebuilt once",
+        32,
+        16384,
         fixed=True,
-    )  # fmt: skip
-    image_height: int = setting(480, "pixels", 32, 16384, fixed=True)
+    )
+    image_height: int = setting(480, "expected image height in pixels", 32, 16384, fixed=True)
     approximate_sync: bool = setting(
-        False, "pair images by nearest stamp instead of by equal stamp", fixed=True
+        False, "pair images with the nearest time stamps; false: with equal ones", fixed=True
     )
     sync_slop: float = setting(
-        0.01, "seconds; stamps of an approximate pair differ by less than this", 1e-6, 10.0,
+        0.01,
+        "maximum time stamp difference of a pair in seconds; used with approximate_sync",
+        1e-6,
+        10.0,
         fixed=True,
-    )  # fmt: skip
+    )
     sync_offset: float = setting(
         0.0,
-        "seconds by which the right camera's stamps are ahead of the left's; "
-        "subtracted before images are paired",
+        "seconds by which the right camera's clock is ahead of the left one's; "
+        "subtracted from the right time stamps before pairing",
         -1e6, 1e6, fixed=True,
     )  # fmt: skip
     queue_size: int = setting(
-        10, "images of each camera that wait for their partner", 1, 1000, fixed=True
+        10, "maximum number of images per camera that wait for their partner", 1, 1000, fixed=True
     )
     reliable: bool = setting(
         False,
-        "ask for reliable delivery of images, which the camera must offer, not for best effort",
+        "subscribe to images with reliable QoS, which the camera must offer; false: best effort",
         fixed=True,
     )
     descriptor_type: str = setting(
-        "float32", "of the descriptors in the message", choices=tuple(DESCRIPTOR_TYPES)
+        "float32", "data type of the published descriptors", choices=tuple(DESCRIPTOR_TYPES)
     )
-    publish_points: bool = setting(True, "publish ~/points while somebody subscribes")
-    publish_debug_image: bool = setting(True, "publish ~/debug_image while somebody subscribes")
+    publish_points: bool = setting(True, "publish ~/points while it has subscribers")
+    publish_debug_image: bool = setting(True, "publish ~/debug_image while it has subscribers")
 
     def __post_init__(self) -> None:
         check(self)
@@ -96,13 +103,13 @@ CONFIGS = (NodeConfig, FrontendConfig)
 
 
 class Parameters:
-    """The present configs of a node.
+    """The current parameter values of a node.
 
     Args:
         changed: called in the executor's thread after a change.
 
     Raises:
-        rclpy.exceptions.ParameterException, ValueError: a value at start that cannot be used.
+        rclpy.exceptions.ParameterException, ValueError: an initial value is invalid.
     """
 
     def __init__(self, node: Node, changed: Callable[[], None]) -> None:
@@ -117,7 +124,7 @@ class Parameters:
         node = replace(self.node, **_own(values, NodeConfig))
         frontend = replace(self.frontend, **_own(values, FrontendConfig))
         if frontend.compiled() != self.frontend.compiled():
-            raise ValueError("min_margin can go from or to 0 only at a restart")
+            raise ValueError("switching min_margin or max_motion on or off (0) requires a restart")
         return node, frontend
 
     def _check(self, parameters: list[Parameter]) -> SetParametersResult:
@@ -133,7 +140,7 @@ class Parameters:
 
 
 def declare(node: Node, kind: type) -> dict[str, Any]:
-    """Declare the settings of a config as parameters of a node; their values by name."""
+    """Declare the settings of a config as parameters of a node. Returns their values by name."""
     declared = {
         f.name: node.declare_parameter(f.name, f.default, descriptor(f)).value for f in fields(kind)
     }
@@ -141,7 +148,7 @@ def declare(node: Node, kind: type) -> dict[str, Any]:
 
 
 def _own(values: dict[str, Any], kind: type) -> dict[str, Any]:
-    """Those of the values that are settings of a config, as it has them."""
+    """The values that belong to a config, converted to the types of its settings."""
     settings = {f.name: f for f in fields(kind)}
     return {
         name: str(value) if _may_look_like_a_number(settings[name], value) else value
@@ -151,13 +158,13 @@ def _own(values: dict[str, Any], kind: type) -> dict[str, Any]:
 
 
 def _may_look_like_a_number(declared: Field, value: Any = 0) -> bool:
-    """Whether a value was read as a number where the setting is a word such as `12`."""
+    """Whether ROS may parse a value of this string setting, such as `12`, as a number."""
     words = any(choice.isdigit() for choice in declared.metadata["choices"])
     return words and isinstance(value, int) and not isinstance(value, bool)
 
 
 def descriptor(declared: Field) -> ParameterDescriptor:
-    """What ROS is told about a setting."""
+    """ROS parameter descriptor of a setting."""
     result = ParameterDescriptor(
         description=meaning(declared),
         read_only=declared.metadata["fixed"],
@@ -175,15 +182,18 @@ def descriptor(declared: Field) -> ParameterDescriptor:
 
 
 def meaning(declared: Field) -> str:
-    """A setting's meaning with its choices."""
+    """Description of a setting with its choices."""
     choices = declared.metadata["choices"]
     words = f"{', '.join(choices[:-1])} or {choices[-1]}: " if choices else ""
     return words + declared.metadata["meaning"]
 
 
 def markdown_table(configs: tuple[type, ...] = CONFIGS) -> str:
-    """All parameters of a node as they stand in the documentation."""
-    lines = ["| parameter | type | default | range | at run time | |", "|---|---|---|---|---|---|"]
+    """The table of a node's parameters in the documentation."""
+    lines = [
+        "| parameter | type | default | range | at run time | description |",
+        "|---|---|---|---|---|---|",
+    ]
     for f in (f for kind in configs for f in fields(kind)):
         limits = bounds(f)
         default = str(f.default).lower() if isinstance(f.default, bool) else f.default
