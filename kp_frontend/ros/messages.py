@@ -130,6 +130,8 @@ def features_of(message: FeaturesMsg) -> Features:
         len(message.descriptors) != len(x) * width
     ):
         raise ValueError("the arrays of a features message have lengths that do not fit")
+    if not all(np.isfinite(values).all() for values in (x, y, scores)):
+        raise ValueError("the keypoints of a features message are not finite")
     # Bags recorded before these fields existed have messages without them.
     lengths = _field(message, "track_length", np.uint16, 0, len(x))
     sigma = _field(message, "sigma", np.float32, np.nan, len(x))
@@ -161,7 +163,7 @@ def stereo_features(message: StereoFeaturesMsg) -> StereoFeatures:
     The message does not carry the calibration's `offset`, 0 in the result, nor `row_offset`, NaN.
 
     Raises:
-        ValueError: its arrays do not fit each other.
+        ValueError: its arrays do not fit each other, or are not finite.
     """
     left, right = features_of(message.left), features_of(message.right)
     left_index = np.asarray(message.left_index, np.uint32)
@@ -175,6 +177,8 @@ def stereo_features(message: StereoFeaturesMsg) -> StereoFeatures:
     fits = all(len(v) == count for v in each) and len(points) == 3 * count
     if not fits or (left_index >= len(left)).any() or (right_index >= len(right)).any():
         raise ValueError("the matches of a features message do not fit its keypoints")
+    if not np.isfinite(disparity).all():
+        raise ValueError("the disparities of a features message are not finite")
     camera = (message.fx, message.fy, message.cx, message.cy, message.baseline)
     return StereoFeatures(
         width=message.left.width,

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from made_world import FOCAL, HEIGHT, INTERVAL, WIDTH
 from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys.store import Typestore
 
 from kp_frontend.calibration import StereoCalibration
 from kp_frontend.cli import main
@@ -307,6 +308,39 @@ def test_recorded_features_are_measured_like_computed_ones(frames, bag_path, tmp
         assert recorded[name]["per_scene"] == offline[name]["per_scene"], name
     assert alone["track_survival"] == offline["track_survival"]
     assert "stereo_accuracy" not in alone and "temporal_repeatability" not in alone
+
+
+def test_features_of_an_older_version_are_read(frames, tmp_path):
+    """A bag whose definition and messages have no sigma, track_length and confidence."""
+    new = reader.typestore()
+    old, kinds = Typestore(), ("kp_msgs/msg/StereoFeatures", "kp_msgs/msg/Features")
+    later = ("sigma", "track_length", "confidence")
+    types = dict(new.fielddefs)
+    for kind in kinds:
+        constants, fields = types[kind]
+        types[kind] = constants, [f for f in fields if f[0] not in later]
+    old.register(types)
+    whole, _ = recorded_messages(frames[:2])
+    messages = []
+    for topic, kind, time, raw in whole:
+        message = new.deserialize_cdr(raw, kind)
+        older = old.types[kind](
+            **{
+                name: old.types[kinds[1]](**{n: getattr(value, n) for n, _ in types[kinds[1]][1]})
+                if name in ("left", "right")
+                else value
+                for name, _ in types[kind][1]
+                for value in [getattr(message, name)]
+            }
+        )
+        messages.append((topic, kind, time, bytes(old.serialize_cdr(older, kind))))
+    path = tmp_path / "bag"
+    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writing:
+        connection = writing.add_connection("/f", kinds[0], typestore=old)
+        for _, _, time, raw in messages:
+            writing.write(connection, time, raw)
+    found = evaluate(path, tmp_path)
+    assert len(found["scenes"]) == 2 and found["pairs"]["skipped"] == []
 
 
 def test_runs_that_differ_are_told(bag_path):

@@ -143,7 +143,7 @@ def recorded_features(bag: Bag, topic: str, skipped: list[str]) -> dict[int, Ste
     for _, time, raw in bag.messages([topic]):
         try:
             found[stamp_of(raw)] = stereo_features(bag.read(topic, raw))
-        except ValueError as error:
+        except (ValueError, AttributeError, TypeError) as error:  # fields of another version
             skipped.append(f"recorded at {stamp_text(time)}: {error}")
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import TypeAlias
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from kp_msgs.msg import StereoFeatures as StereoFeaturesMsg
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
@@ -114,6 +115,7 @@ def play(
     environment = private_environment()
     os.environ.update(environment)
     with (
+        _exit_when_terminated(),
         _spinning(played) as (player, executor),
         Progress(transient=True) as bar,
         process(*node_command(config, camera, size), environment=environment, log=log) as node,
@@ -130,6 +132,15 @@ def play(
         _send(camera, player, rate, spin)
         _wait_for_the_rest(camera, player, spin)
     return played
+
+
+@contextmanager
+def _exit_when_terminated() -> Iterator[None]:
+    """rclpy takes SIGTERM: exit with the status that a shell gives it."""
+    try:
+        yield
+    except ExternalShutdownException:
+        sys.exit(143)
 
 
 @contextmanager

@@ -247,11 +247,13 @@ class Bag:
                 self.note(f"the definition of {topic.type} in the bag cannot be parsed: {why}")
                 continue
             for kind, (_, fields) in store.fielddefs.items():  # the type, and those in it
+                if kind.startswith("kp_msgs/"):
+                    continue  # older versions are read, see kp_frontend.ros.messages
                 _, known = self._own.fielddefs.get(kind, ((), ()))
                 if lacking := [name for name, of in known if (name, of) not in fields]:
                     raise ValueError(
                         f"the definition of {kind} in the bag has no {', '.join(lacking)} as ROS 2 "
-                        "Jazzy or this package defines it: it was recorded with another version"
+                        "Jazzy defines it: it was recorded with another version"
                     )
             return store
         if ours is None:
