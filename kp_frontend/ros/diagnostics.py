@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from kp_frontend.features import StereoFeatures
 from kp_frontend.health import Finding
@@ -80,20 +81,40 @@ class Figures:
         return found
 
 
+class LevelLog:
+    """Logs each change of level once, and while a level lasts each further cause once."""
+
+    def __init__(self, logger: RcutilsLogger) -> None:
+        self._logger = logger
+        self._level = DiagnosticStatus.OK
+        self._logged: frozenset[str] = frozenset()  # causes since the level changed
+
+    def __call__(self, level: bytes, words: str, causes: Set[str] = frozenset()) -> None:
+        """Take a report."""
+        if level != self._level:
+            self._level, self._logged = level, frozenset()
+        elif not causes - self._logged:
+            return
+        self._logged |= causes
+        if level == DiagnosticStatus.OK:
+            self._logger.info(words)
+        elif level == DiagnosticStatus.WARN:
+            self._logger.warning(words)
+        else:
+            self._logger.error(words)
+
+
 class Diagnosis:
     """Makes the status of a report; remembers earlier ones for the rates and for the log.
 
     Args:
         name: of the node with its namespace.
-        log: takes a level and a sentence once for each change of level, and for each further cause
-            while it lasts.
+        log: takes each level and sentence that is news.
     """
 
-    def __init__(self, name: str, log: Callable[[bytes, str], None]) -> None:
+    def __init__(self, name: str, log: LevelLog) -> None:
         self._name, self._log = name, log
         self._before: deque[tuple[float, dict[str, int]]] = deque(maxlen=WINDOW + 1)
-        self._level = DiagnosticStatus.OK
-        self._logged: set[str] = set()  # causes since the level changed
 
     def status(
         self, now: float, counts: dict[str, int], figures: dict[str, float], health: Health
@@ -105,7 +126,7 @@ class Diagnosis:
         level, found = judge(change, health)
         words = "; ".join(finding.words for finding in found)
         words = words or ("stereo features flow" if health.active else "inactive")
-        self._note(level, found, words)
+        self._log(level, words, {finding.cause for finding in found})
         values = {
             **counts,
             "input_hz": _rate(change["received"] / 2, now - then),
@@ -120,16 +141,6 @@ class Diagnosis:
             message=words,
             values=[KeyValue(key=k, value=str(v)) for k, v in values.items()],
         )
-
-    def _note(self, level: bytes, found: list[Finding], words: str) -> None:
-        """Log what is new."""
-        causes = {finding.cause for finding in found}
-        if level != self._level:
-            self._level, self._logged = level, set()
-            self._log(level, words)
-        elif causes - self._logged:
-            self._log(level, words)
-        self._logged |= causes
 
 
 def _rate(count: float, seconds: float) -> float:

@@ -15,7 +15,7 @@ import sys
 import time
 
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticArray
 from kp_msgs.msg import StereoFeatures as StereoFeaturesMsg
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
@@ -27,7 +27,7 @@ from kp_frontend.frontend import StereoFrontend
 from kp_frontend.health import HealthMonitor
 from kp_frontend.ros.accounts import Accounts
 from kp_frontend.ros.camera_infos import CameraInfos
-from kp_frontend.ros.diagnostics import SILENCE, Diagnosis, Figures, Health
+from kp_frontend.ros.diagnostics import SILENCE, Diagnosis, Figures, Health, LevelLog
 from kp_frontend.ros.engine import SupervisedEngine
 from kp_frontend.ros.extras import Extras
 from kp_frontend.ros.messages import ImageMessage
@@ -64,7 +64,7 @@ class StereoNode(SafeLifecycleNode):
         self.infos = CameraInfos(config.input == "raw", config.baseline)
         self.accounts = Accounts(lambda: self.input.waiting() if self.input else 0)
         self.figures = Figures()
-        self.diagnosis = Diagnosis(self.get_fully_qualified_name(), self._log)
+        self.diagnosis = Diagnosis(self.get_fully_qualified_name(), LevelLog(self.get_logger()))
         self.health = HealthMonitor()
         self.engine: SupervisedEngine | None = None
         self.input: StereoInput | None = None
@@ -203,15 +203,6 @@ class StereoNode(SafeLifecycleNode):
     def _on_bad(self, words: str) -> None:
         self._last_bad = words
         self._warn(words)
-
-    def _log(self, level: bytes, words: str) -> None:
-        logger = self.get_logger()
-        if level == DiagnosticStatus.OK:
-            logger.info(words)
-        elif level == DiagnosticStatus.WARN:
-            logger.warning(words)
-        else:
-            logger.error(words)
 
     def _warn(self, text: str) -> None:
         self.get_logger().warning(text, throttle_duration_sec=1.0)

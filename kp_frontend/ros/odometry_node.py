@@ -26,6 +26,7 @@ from sensor_msgs.msg import PointCloud2
 from std_srvs.srv import Trigger
 
 from kp_frontend.odometry import OdometryConfig, OdometryEstimate, Status, StereoOdometry
+from kp_frontend.ros.diagnostics import LevelLog
 from kp_frontend.ros.mount import Tf, mount_of_angles, tf_installed
 from kp_frontend.ros.odometry_messages import (
     landmarks_message,
@@ -67,6 +68,7 @@ class OdometryNode(Node):
         self._path_publisher = self.create_publisher(Path, "~/path", 2)
         self._landmarks = self.create_publisher(PointCloud2, "~/landmarks", 2)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 5)
+        self._log = LevelLog(self.get_logger())
         self.worker = OdometryWorker(self.odometry, self._publish, self._say)
         self.create_subscription(StereoFeaturesMsg, "features", self.worker.put, 5)
         self.create_service(Trigger, "~/reset", self._on_reset)
@@ -131,10 +133,11 @@ class OdometryNode(Node):
     def _diagnose(self) -> None:
         report = self.worker.report()
         level, words = judge(report, self.count_publishers("features"))
+        self._log(level, words)
         values = {**report.counts, **report.figures, "solver": self.odometry.solver}
         status = DiagnosticStatus(
             level=level,
-            name=f"{self.get_name()}: stereo odometry",
+            name=f"{self.get_fully_qualified_name()}: stereo odometry",
             hardware_id="none",
             message=words,
             values=[KeyValue(key=k, value=str(v)) for k, v in values.items()],

@@ -20,7 +20,7 @@ from kp_frontend.clocks import clock_offset
 from kp_frontend.health import Finding
 from kp_frontend.ros.accounts import Accounts
 from kp_frontend.ros.camera_infos import CameraInfos
-from kp_frontend.ros.diagnostics import Diagnosis, Health
+from kp_frontend.ros.diagnostics import Diagnosis, Health, LevelLog
 from kp_frontend.ros.messages import image_message, stamp_ns
 from kp_frontend.ros.parameters import NodeConfig
 from kp_frontend.ros.stereo_input import StereoInput
@@ -282,8 +282,13 @@ def test_the_offset_nearest_to_the_arrivals_is_found():
 
 
 def test_each_change_of_level_is_logged_once_with_every_new_cause():
-    said: list[tuple[bytes, str]] = []
-    diagnosis = Diagnosis("/front/kp_frontend", lambda level, words: said.append((level, words)))
+    said: list[tuple[str, str]] = []
+
+    class Logger:
+        def __getattr__(self, level: str) -> Callable[[str], None]:
+            return lambda words: said.append((level, words))
+
+    diagnosis = Diagnosis("/front/kp_frontend", LevelLog(Logger()))
     counts = {"received": 0, "processed": 0, "dropped": 0}
     dark = Finding("dark", "both images are dark")
     raw = Finding("raw", "the images look raw")
@@ -300,9 +305,9 @@ def test_each_change_of_level_is_logged_once_with_every_new_cause():
         report(findings=found)
     report(findings=[dark])
     assert said == [
-        (DiagnosticStatus.WARN, "no stereo pair for 4 s: nobody publishes /left/image"),
-        (DiagnosticStatus.WARN, "both images are dark"),
-        (DiagnosticStatus.WARN, "both images are dark; the images look raw"),
-        (DiagnosticStatus.OK, "stereo features flow"),
-        (DiagnosticStatus.WARN, "both images are dark"),
+        ("warning", "no stereo pair for 4 s: nobody publishes /left/image"),
+        ("warning", "both images are dark"),
+        ("warning", "both images are dark; the images look raw"),
+        ("info", "stereo features flow"),
+        ("warning", "both images are dark"),
     ]
