@@ -133,6 +133,7 @@ class HealthMonitor:
             return []
         result, cameras = last
         recent = [pair for pair in pairs if pair.time >= pairs[-1].time - SECONDS]
+        recent = max(recent, pairs[-LEAST_PAIRS:], key=len)  # more than 3 s of a slow stream
         if all(pair.same and not _dull(*pair.greys[0]) for pair in recent):
             words = "left and right show the same image: are both topics of one camera?"
             return [Finding("same image", words)]

@@ -171,4 +171,9 @@ def test_a_moment_of_darkness_is_no_finding(frontend, wall):
     monitor.clear()
     monitor.add(0.0, bad, wall[0], dark(wall[1]))
     assert not monitor.findings()  # not for some seconds yet
+    for seconds in (5.0, 10.0):  # a slow stream
+        monitor.add(seconds, bad, wall[0], dark(wall[1]))
+    assert [f.cause for f in monitor.findings()] == ["right dark"]
+    monitor.clear()
+    monitor.add(0.0, bad, wall[0], dark(wall[1]))
     assert [f.cause for f in monitor.findings(least_seconds=0)] == ["right dark"]
