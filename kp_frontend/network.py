@@ -37,6 +37,7 @@ STRIDE = 16  # image sides must be multiples of this: the stride of the coarsest
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 
 Range = tuple[float, float]  # smallest and largest value of an activation
+INT8 = "int8_correction."  # prefix of the corrections' names in a file
 Net = TypeVar("Net", bound=nn.Module)
 
 
@@ -83,6 +84,13 @@ class Sum(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         total = first + second
         return F.relu(total) if self.relu else total
+
+
+class Normalisation(nn.Module):
+    """Grey levels 0..255 to about -2..2."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return (image - 127.5) / 64.0
 
 
 class ConvBlock(nn.Sequential):
@@ -156,8 +164,11 @@ class KeypointNetwork(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.ranges: dict[str, Range] = {}  # of `activations`, for int8; empty: not known
+        # For int8; empty if they are not known.
+        self.ranges: dict[str, Range] = {}  # of `activations`
+        self.corrections: dict[str, Tensor] = {}  # to be added to the biases of `convolutions`
         c, head = config.channels, config.descriptor_channels
+        self.normalisation: nn.Module = Normalisation()
         self.stages = nn.ModuleList(
             Stage(inputs, outputs, depth)
             for inputs, outputs, depth in zip((1, *c[:3]), c, config.depths, strict=True)
@@ -180,7 +191,7 @@ class KeypointNetwork(nn.Module):
             Keypoint logits (B, 1, H, W), and features for `describe`, (B, D, H/8, W/8) and
             (B, C, H/4, W/4).
         """
-        x = (image.to(self.coarse.weight.dtype) - 127.5) / 64.0
+        x = self.normalisation(image.to(self.coarse.weight.dtype))
         half = self.stages[0](x)
         quarter = self.stages[1](half)
         eighth = self.stages[2](quarter)
@@ -199,6 +210,15 @@ def activations(network: KeypointNetwork) -> dict[str, nn.Module]:
     """The modules by name whose results are rounded when the network is quantized."""
     modules = network.named_modules()
     return {name: module for name, module in modules if isinstance(module, ConvBlock | Sum)}
+
+
+def convolutions(network: KeypointNetwork) -> dict[str, nn.Conv2d | nn.ConvTranspose2d]:
+    """The convolutions by name. They have the same names after `folded`."""
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+    }
 
 
 def build_network(size: str) -> KeypointNetwork:
@@ -235,7 +255,7 @@ def weights_path(model: str | Path) -> Path:
 def save_network(
     network: KeypointNetwork, path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write weights, architecture and, where they are known, ranges to a safetensors file.
+    """Write weights, architecture and, if they are known, int8 ranges to a safetensors file.
 
     Raises:
         ValueError: the network's batch normalisation is folded.
@@ -246,6 +266,7 @@ def save_network(
     header = {"architecture": json.dumps(asdict(network.config)), **(metadata or {})}
     if network.ranges:
         header["ranges"] = json.dumps(network.ranges)
+        state |= {INT8 + name: tensor for name, tensor in network.corrections.items()}
     Path(path).write_bytes(save(state, header))
 
 
@@ -291,14 +312,18 @@ def load_network(model: str | Path) -> KeypointNetwork:
         network = KeypointNetwork(config)
         ranges = json.loads(header.get("ranges", "{}"))
         network.ranges = {name: (float(low), float(high)) for name, (low, high) in ranges.items()}
+        for name in [name for name in state if name.startswith(INT8)]:
+            network.corrections[name.removeprefix(INT8)] = state.pop(name)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not contain a keypoint network of kp_frontend") from error
     expected = {name: tensor.shape for name, tensor in weights(network).items()}
     if expected != {name: tensor.shape for name, tensor in state.items()}:
         raise ValueError(f"{path} does not match the architecture in its header")
-    if not all(tensor.isfinite().all() for tensor in state.values()):
+    if not all(
+        tensor.isfinite().all() for tensor in (*state.values(), *network.corrections.values())
+    ):
         raise ValueError(f"{path} has weights that are not finite: the file is damaged")
-    if network.ranges and not _fit(network):
+    if (network.ranges or network.corrections) and not _fit(network):
         raise ValueError(f"{path} has int8 ranges of another network: run `kp quantize` again")
     network.load_state_dict(state, strict=False)  # only the batch counters are missing
     return network.eval()
@@ -324,8 +349,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _fit(network: KeypointNetwork) -> bool:
-    """Whether the ranges are those of the network's activations, and such that can be used."""
+    """Whether the ranges are those of the network's activations, and such that can be used, and
+    the corrections those of its convolutions."""
     usable = all(
         low <= 0 <= high < math.inf and low < high for low, high in network.ranges.values()
     )
-    return usable and network.ranges.keys() == activations(network).keys()
+    sizes = {name: (layer.out_channels,) for name, layer in convolutions(network).items()}
+    corrected = {name: tuple(tensor.shape) for name, tensor in network.corrections.items()}
+    return usable and network.ranges.keys() == activations(network).keys() and corrected == sizes

@@ -5,8 +5,8 @@ the 256 values that eight bits hold (fake quantization: Jacob et al., "Quantizat
 Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018). OpenVINO replaces the
 rounded convolutions with its int8 kernels. torch computes them as they are: a slow reference.
 
-The first convolution keeps its precision: it has one input channel, so int8 saves no time there.
-The ranges of the activations come with the weights; `kp quantize` measures them.
+The ranges of the activations come with the weights, and so do corrections of the biases for what
+the rounding of the weights changes in the mean. `kp quantize` measures both.
 """
 
 from __future__ import annotations
@@ -17,10 +17,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from kp_frontend.network import KeypointNetwork, Range, activations
+from kp_frontend.network import KeypointNetwork, Range, activations, convolutions
 from kp_frontend.pipeline import StereoPipeline
 
-UNROUNDED = ("stages.0.down.0",)  # convolutions that keep their precision
+FIRST = "stages.0.down.0"  # the convolution that reads the image
+
+
+class RoundedImage(nn.Module):
+    """`Normalisation` of whole grey levels to 256 values without an error.
+
+    0 has to be one of the values, so they are those of `Normalisation` minus `OFFSET`.
+    """
+
+    OFFSET = 0.5 / 64
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.fake_quantize_per_tensor_affine((image - 128.0) / 64.0, 1 / 64, 0, -128, 127)
 
 
 class Rounded(nn.Module):
@@ -88,10 +100,16 @@ def quantized(network: KeypointNetwork) -> KeypointNetwork:
     """
     require_ranges(network)
     network = copy.deepcopy(network)
-    for name, module in list(network.named_modules()):
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and name not in UNROUNDED:
-            axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0  # of the output channels
-            register_parametrization(module, "weight", RoundedWeight(module.weight, axis))
+    for name, layer in convolutions(network).items():
+        axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0  # of the output channels
+        register_parametrization(layer, "weight", RoundedWeight(layer.weight, axis))
+        assert layer.bias is not None
+        with torch.no_grad():
+            if name in network.corrections:
+                layer.bias.add_(network.corrections[name])
+            if name == FIRST:
+                layer.bias.add_(RoundedImage.OFFSET * layer.weight.sum((1, 2, 3)))
+    network.normalisation = RoundedImage()
     for name, module in activations(network).items():
         parent, _, child = name.rpartition(".")
         setattr(network.get_submodule(parent), child, Rounded(module, network.ranges[name]))

@@ -20,16 +20,16 @@ from kp_frontend.network import (
     KeypointNetwork,
     Range,
     activations,
+    convolutions,
     folded,
     load_network,
     read_metadata,
     save_network,
 )
 from kp_frontend.pipeline import StereoPipeline
-from kp_frontend.quantization import with_quantized_network
+from kp_frontend.quantization import quantized, with_quantized_network
 from kp_training.labels import check_writable, find_images, read_grey
 
-QUARTILE = 0.75  # the errors of logits and descriptors were least with .75 to .9
 LONGEST = 640  # pixels: larger images are reduced to this
 
 
@@ -71,6 +71,7 @@ def quantize(model: str | Path, folder: Path, out: Path, most: int = 100) -> Res
     if not images:
         raise ValueError(f"no image below {folder} can be read")
     network.ranges = fast.ranges = measure_ranges(fast, images)
+    network.corrections = fast.corrections = measure_corrections(fast, images)
     result = Result(network.ranges, len(images), unreadable, compare(fast))
     if not result.agreement.good:
         raise RuntimeError(f"the int8 network does not agree with fp32: {result.agreement}")
@@ -81,7 +82,7 @@ def quantize(model: str | Path, folder: Path, out: Path, most: int = 100) -> Res
 
 
 def measure_ranges(network: KeypointNetwork, images: list[np.ndarray]) -> dict[str, Range]:
-    """Range of each activation in images (H, W) uint8: the upper quartile of its extremes.
+    """Range of each activation: the mean over images (H, W) uint8 of its extremes in an image.
 
     A wider range makes the steps coarser, a narrower one cuts off strong keypoints.
     """
@@ -102,9 +103,40 @@ def measure_ranges(network: KeypointNetwork, images: list[np.ndarray]) -> dict[s
         handle.remove()
     ranges = {}
     for name, found in extremes.items():
-        low, high = (np.quantile(side, QUARTILE) for side in np.transpose(found) * [[-1], [1]])
-        ranges[name] = (min(-float(low), 0.0), float(high))
+        low, high = np.mean(found, 0)
+        ranges[name] = (min(float(low), 0.0), float(high))
     return ranges
+
+
+def measure_corrections(network: KeypointNetwork, images: list[np.ndarray]) -> dict[str, Tensor]:
+    """What has to be added to the bias of each convolution, so that its mean output over images is
+    the same with rounded weights (Nagel et al., "Data-Free Quantization Through Weight
+    Equalization and Bias Correction", 2019)."""
+    rounded = quantized(network)
+    layers, rounded_layers = (convolutions(n) for n in (network, rounded))
+    means: list[list[Tensor]] = [[] for _ in layers]
+
+    def hook(found: list[Tensor], layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        return layer.register_forward_pre_hook(
+            lambda _, inputs: found.append(inputs[0].mean((0, 2, 3)))
+        )
+
+    hooks = [hook(*pair) for pair in zip(means, rounded_layers.values(), strict=True)]
+    with torch.inference_mode():
+        for image in track(images, description="measuring means", transient=True):
+            rounded(_prepared(image))
+    for handle in hooks:
+        handle.remove()
+    corrections = {}
+    for (name, layer), like, found in zip(
+        layers.items(), rounded_layers.values(), means, strict=True
+    ):
+        error = (like.weight - layer.weight).detach()
+        # Each output of a transposed convolution is of one element of the kernel, on average.
+        transposed = isinstance(layer, nn.ConvTranspose2d)
+        by_channel = error.mean((2, 3)).T if transposed else error.sum((2, 3))
+        corrections[name] = -by_channel @ torch.stack(found).mean(0)
+    return corrections
 
 
 def _prepared(image: np.ndarray) -> Tensor:

@@ -8,13 +8,20 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from kp_frontend.backends.agreement import check_images
 from kp_frontend.cli import main
-from kp_frontend.network import activations, load_for_inference, load_network, read_metadata
+from kp_frontend.network import (
+    KeypointNetwork,
+    activations,
+    convolutions,
+    load_for_inference,
+    load_network,
+    read_metadata,
+)
+from kp_frontend.quantization import quantized
 from kp_training import quantize as module
-from kp_training.quantize import measure_ranges
+from kp_training.quantize import measure_corrections, measure_ranges
 
 
 @pytest.fixture
@@ -36,21 +43,21 @@ def test_quantize_adds_ranges_to_the_weights(images, tmp_path, capsys):
     network, released = load_network(out), load_network("tiny")
     assert network.ranges.keys() == activations(network).keys()
     assert network.ranges != released.ranges  # of other images
-    for name, tensor in load_file(out).items():
-        assert torch.equal(tensor, released.state_dict()[name])
+    for name, tensor in released.state_dict().items():
+        assert torch.equal(tensor, network.state_dict()[name])
+    assert network.corrections.keys() == convolutions(network).keys()
     metadata, expected = read_metadata(out), read_metadata("tiny")
     metadata.pop("ranges"), expected.pop("ranges")
     assert metadata == expected
 
 
-def test_ranges_are_the_upper_quartile_of_extremes_over_images():
+def test_ranges_are_means_of_extremes_over_images():
     network = load_for_inference("tiny")
     bright, dark = (np.full((64, 64), value, np.uint8) for value in (255, 0))
     each = [measure_ranges(network, [image]) for image in (bright, dark)]
     both = measure_ranges(network, [bright, dark])
     for name, found in both.items():
-        small, large = np.sort(np.abs([ranges[name] for ranges in each]), 0)
-        np.testing.assert_allclose(np.abs(found), small + 0.75 * (large - small), rtol=1e-4)
+        np.testing.assert_allclose(found, np.mean([r[name] for r in each], 0), rtol=1e-4)
         assert found[0] <= 0 < found[1]
 
 
@@ -67,6 +74,25 @@ def test_wrong_options_end_in_one_line(tmp_path, capsys, options, message):
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_corrections_keep_the_means_of_the_channels():
+    network = load_for_inference("tiny")
+    image = check_images(96, 128)[0]
+    given = torch.from_numpy(image)[None, None].float()
+
+    def means(network: KeypointNetwork) -> torch.Tensor:
+        with torch.inference_mode():
+            coarse, fine = network(given)[1]
+        return torch.cat([coarse.mean((0, 2, 3)), fine.mean((0, 2, 3))])
+
+    def error() -> float:
+        return (means(quantized(network)) - means(network)).abs().mean().item()
+
+    network.ranges, network.corrections = measure_ranges(network, [image]), {}
+    before = error()
+    network.corrections = measure_corrections(network, [image])
+    assert error() < 0.75 * before
 
 
 def test_a_network_that_int8_spoils_is_not_written(images, tmp_path, capsys, monkeypatch):
