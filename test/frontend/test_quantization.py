@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 
@@ -16,6 +15,7 @@ from kp_frontend.backends import BackendOptions, make_backend, openvino_backend,
 from kp_frontend.backends.agreement import agreement, check_images, reference
 from kp_frontend.backends.engine_cache import EngineCache
 from kp_frontend.backends.openvino_backend import best_precisions
+from kp_frontend.backends.torch_backend import TorchBackend
 from kp_frontend.config import FrontendConfig
 from kp_frontend.frontend import StereoFrontend
 from kp_frontend.network import (
@@ -168,16 +168,23 @@ def test_auto_takes_int8_where_the_processor_is_made_for_it(pipeline, monkeypatc
 
 def test_auto_passes_over_int8_that_does_not_agree(pipeline, tmp_path, monkeypatch, caplog):
     pipe, inputs = pipeline
+
+    def compile_model(stored: bytes, precision: str, threads: int) -> TorchBackend:
+        engine = TorchBackend(pipe, precision=precision)
+        if precision == "int8":
+            engine.pipeline.network.descriptor[-1].weight.data.neg_()
+        return engine
+
+    monkeypatch.setattr(openvino_backend, "convert", lambda *_: b"")
+    monkeypatch.setattr(openvino_backend, "compile_model", compile_model)
     monkeypatch.setattr(openvino_backend, "int8_dot_products", lambda: "avx512_vnni")
-    wrong = copy.deepcopy(pipe)
-    wrong.network.ranges = {
-        name: (low, high / 50) for name, (low, high) in pipe.network.ranges.items()
-    }
-    options = BackendOptions(cache=EngineCache(tmp_path))
     with caplog.at_level(logging.WARNING):
-        engine = make_backend("openvino", wrong, inputs, options)
+        engine = make_backend("openvino", pipe, inputs, BackendOptions(cache=EngineCache(tmp_path)))
     assert engine.precision in ("bf16", "fp32")
     assert "openvino int8 does not agree with the reference" in caplog.text
+    options = BackendOptions(precision="int8", cache=EngineCache(tmp_path))
+    with pytest.raises(ValueError, match="does not agree"):
+        make_backend("openvino", pipe, inputs, options)
 
 
 def test_torch_runs_int8_as_a_reference(pipeline):
