@@ -7,8 +7,9 @@ and the time of an update stays bounded.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
-from typing import SupportsFloat, SupportsIndex, SupportsInt
+from typing import NamedTuple, SupportsFloat, SupportsIndex, SupportsInt
 
 import gtsam
 import numpy as np
@@ -34,12 +35,24 @@ class SmootherFailed(RuntimeError):
     """The window cannot be solved, or its solution contradicts the newest frame."""
 
 
+class _Sighting(NamedTuple):
+    """A measurement of a point: the keyframe, left column, right column and row (pixels), and the
+    key of its noise."""
+
+    keyframe: int
+    left: float
+    right: float
+    row: float
+    noise: tuple[int, ...]
+
+
 @dataclass
 class _Landmark:
-    """A point in the graph: its number, and the keyframe that saw it first."""
+    """A point in the graph: its number, the keyframe that saw it first, and its last sighting."""
 
     number: int
     first: int
+    last: _Sighting
 
 
 @dataclass(frozen=True)
@@ -79,12 +92,12 @@ class KeyframeSmoother:
         params.findUnusedFactorSlots = True
         self._smoother = gtsam.IncrementalFixedLagSmoother(config.window - 0.5, params)
         self._kernel = gtsam.noiseModel.mEstimator.GemanMcClure.Create(KERNEL)
-        self._noises: dict[tuple[int, int], gtsam.noiseModel.Base] = {}
+        self._noises: dict[tuple[int, ...], gtsam.noiseModel.Base] = {}
         self._keyframe = 0
         self._created = 0
         self._landmarks: dict[int, _Landmark] = {}
-        # Of points that are no landmarks yet: keyframe and measurement of each time it was seen.
-        self._seen: dict[int, list[tuple[int, gtsam.StereoPoint2, gtsam.noiseModel.Base]]] = {}
+        # Of points that are no landmarks yet: when and where they were seen.
+        self._seen: dict[int, deque[_Sighting]] = {}
         graph, values = gtsam.NonlinearFactorGraph(), gtsam.Values()
         noise = gtsam.noiseModel.Gaussian.Covariance(covariance + 1e-12 * np.eye(6))
         graph.add(gtsam.PriorFactorPose3(X(0), gtsam.Pose3(pose), noise))
@@ -148,11 +161,17 @@ class KeyframeSmoother:
         return points
 
     def _forget_old(self) -> None:
-        """Drop the landmarks that leave the window with their first keyframe, and old points."""
+        """Drop the landmarks that leave the window with their first keyframe, and old points.
+
+        The last sighting of such a landmark begins the next one of the same point, so that it still
+        ties the newest keyframes.
+        """
         oldest = self._keyframe - self.config.window + 1
         for number in [i for i, mark in self._landmarks.items() if mark.first < oldest]:
-            del self._landmarks[number]
-        for number in [i for i, seen in self._seen.items() if seen[-1][0] < self._keyframe - 1]:
+            self._begin(number).append(self._landmarks.pop(number).last)
+        for number in [
+            i for i, seen in self._seen.items() if seen[-1].keyframe < self._keyframe - 1
+        ]:
             del self._seen[number]
 
     def _remember(
@@ -166,25 +185,35 @@ class KeyframeSmoother:
             Rows of points that have been seen often enough to become landmarks.
         """
         fresh = []
-        u, v = observations.pixels.T.tolist()
-        right = (observations.pixels[:, 0] - observations.disparity).tolist()
-        noises = self._noise_keys(observations)
-        for row, number in enumerate(observations.ids.tolist()):
-            mark = self._landmarks.get(number)
-            point = gtsam.StereoPoint2(u[row], right[row], v[row])
-            noise = self._noise(noises[row])
-            if mark is not None:
-                graph.add(
-                    gtsam.GenericStereoFactor3D(
-                        point, noise, X(self._keyframe), L(mark.number), self._k
-                    )
-                )
+        columns, lines = observations.pixels.T
+        right = columns - observations.disparity
+        rows = (observations.ids, columns, right, lines)
+        numbers, *places = (values.tolist() for values in rows)
+        each = zip(numbers, *places, self._noise_keys(observations), strict=True)
+        for row, (number, u, u_right, v, noise) in enumerate(each):
+            sighting = _Sighting(self._keyframe, u, u_right, v, noise)
+            if number in self._landmarks:
+                self._measure(graph, self._landmarks[number].number, sighting)
+                self._landmarks[number].last = sighting
                 continue
-            seen = self._seen.setdefault(number, [])
-            seen.append((self._keyframe, point, noise))
-            if len(seen) >= self.config.min_observations:
+            seen = self._seen[number] if number in self._seen else self._begin(number)
+            seen.append(sighting)
+            if len(seen) >= min(self.config.min_observations, self.config.window - 1):
                 fresh.append(row)
         return fresh
+
+    def _begin(self, number: int) -> deque[_Sighting]:
+        """Begin to note the sightings of a point; no more are kept than fit into the window."""
+        self._seen[number] = deque(maxlen=self.config.window - 1)
+        return self._seen[number]
+
+    def _measure(self, graph: gtsam.NonlinearFactorGraph, number: int, sighting: _Sighting) -> None:
+        """Add a measurement of a landmark to the graph."""
+        keyframe, left, right, row, noise = sighting
+        point = gtsam.StereoPoint2(left, right, row)
+        graph.add(
+            gtsam.GenericStereoFactor3D(point, self._noise(noise), X(keyframe), L(number), self._k)
+        )
 
     def _create(
         self,
@@ -203,21 +232,21 @@ class KeyframeSmoother:
         chosen = spread(observations, np.array(fresh, int), ages, known, self.size)[:wanted]
         places = observations.points @ pose[:3, :3].T + pose[:3, 3]
         for row in chosen.tolist():
-            key = L(self._created)
-            seen = self._seen.pop(ids[row])[-self.config.window + 1 :]
-            for keyframe, point, noise in seen:
-                graph.add(gtsam.GenericStereoFactor3D(point, noise, X(keyframe), key, self._k))
+            seen = self._seen.pop(ids[row])
+            for sighting in seen:
+                self._measure(graph, self._created, sighting)
+            key, first = L(self._created), seen[0].keyframe
             values.insert(key, places[row])
-            stamps[key] = float(seen[0][0])
-            self._landmarks[ids[row]] = _Landmark(self._created, seen[0][0])
+            stamps[key] = float(first)
+            self._landmarks[ids[row]] = _Landmark(self._created, first, seen[-1])
             self._created += 1
 
-    def _noise_keys(self, observations: Observations) -> list[tuple[int, int]]:
+    def _noise_keys(self, observations: Observations) -> list[tuple[int, ...]]:
         """Standard deviations of position and disparity as rounded logarithms."""
         both = np.column_stack([observations.sigma, observations.disparity_sigma])
         return [tuple(row) for row in np.rint(STEPS_TO_SIGMA * np.log2(both)).astype(int).tolist()]
 
-    def _noise(self, key: tuple[int, int]) -> gtsam.noiseModel.Base:
+    def _noise(self, key: tuple[int, ...]) -> gtsam.noiseModel.Base:
         """Robust noise of (left column, right column, row), whose columns' errors go together:
         the right one is the left one's less the disparity's."""
         if key not in self._noises:
