@@ -23,7 +23,7 @@ class OdometryConfig:
     smoothing: bool = _setting(
         True, "refine the keyframes with GTSAM; false: frame-to-frame odometry only"
     )
-    window: int = _setting(12, "number of keyframes in the window of the smoother", 2, 100)
+    window: int = _setting(8, "number of keyframes in the window of the smoother", 2, 100)
     landmarks: int = _setting(
         150, "maximum number of landmarks observed in one keyframe", 10, 10000
     )
