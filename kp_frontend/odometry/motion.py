@@ -1,6 +1,6 @@
-"""The motion of a camera between two frames, from 3-D points and where they are seen.
+"""Motion of a camera between two frames, from 3-D points and their pixels.
 
-PoseLib's LO-RANSAC finds it; where PoseLib is not installed OpenCV's USAC does.
+Uses PoseLib's LO-RANSAC, or OpenCV's USAC if PoseLib is not installed.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from kp_frontend.odometry.config import OdometryConfig
 
 FEWEST_ROUNDS, MOST_ROUNDS, CONFIDENCE = 100, 1000, 0.9999
 LOSS_SCALE = 0.5  # pixels; of PoseLib's Cauchy loss
-SURPRISE = 6.0  # standard deviations from the expected pose beyond which a motion is doubted
-RIVAL = 0.2  # share of a doubted motion's inliers with which an expected one takes its place
-FINEST = 0.1  # pixels; reprojection errors are not believed to be less
+SURPRISE = 6.0  # standard deviations from the expected pose above which a motion is doubtful
+RIVAL = 0.2  # share of a doubtful motion's inliers that an expected motion needs to replace it
+FINEST = 0.1  # pixels; minimum standard deviation of a reprojection error
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A pose (4, 4) that is expected of the camera now, in the frame of the camera before, with
-    its covariance (6, 6) as `Motion` has it."""
+    """Expected pose (4, 4) of the current camera in the frame of the previous camera, with its
+    covariance (6, 6) as in `Motion`."""
 
     pose: np.ndarray
     covariance: np.ndarray
 
     def surprise(self, pose: np.ndarray) -> float:
-        """How many standard deviations another pose is away."""
+        """Distance of another pose in standard deviations."""
         step = inverse(self.pose) @ pose
         off = np.concatenate([cv2.Rodrigues(step[:3, :3])[0][:, 0], step[:3, 3]])
         return float(np.sqrt(off @ np.linalg.solve(self.covariance, off)))
@@ -38,11 +38,11 @@ class Expected:
 
 @dataclass(frozen=True)
 class Motion:
-    """A camera's motion.
+    """Motion of a camera.
 
-    `pose` (4, 4) of the camera now in the frame of the camera before, `inliers` (N,) bool, and
+    `pose` (4, 4) of the current camera in the frame of the previous one, `inliers` (N,) bool, and
     `covariance` (6, 6) of the pose, rotation (rad) before translation (m), in the frame of the
-    camera now.
+    current camera.
     """
 
     pose: np.ndarray
@@ -51,10 +51,10 @@ class Motion:
 
 
 def choose_solver(name: str) -> str:
-    """The solver that a config's `solver` names: `poselib` or `opencv`.
+    """Resolve the setting `solver` to `poselib` or `opencv`.
 
     Raises:
-        ValueError: PoseLib is asked for and not installed.
+        ValueError: PoseLib is selected but not installed.
     """
     installed = importlib.util.find_spec("poselib") is not None
     if name == "poselib" and not installed:
@@ -70,18 +70,18 @@ def find_motion(
     config: OdometryConfig,
     expected: Expected | None = None,
 ) -> Motion | None:
-    """Find the motion that most points agree with.
+    """Estimate the motion that most points agree with.
 
-    A large moving object may have more points than all that stands. So a motion that contradicts
-    the expected one is only taken if no expected one has points enough.
+    A large moving object may have more points than the static scene. So a motion that contradicts
+    the expected one is accepted only if no motion near the expected one has enough inliers.
 
     Args:
-        points: (N, 3) in the frame of the camera before, metres.
-        pixels: (N, 2) where the camera now sees them.
+        points: (N, 3) in the frame of the previous camera, metres.
+        pixels: (N, 2) their pixels in the current image.
         size: width and height of the image.
 
     Returns:
-        The motion, or None if too few points agree on one.
+        The motion, or None without enough inliers.
     """
     found = _solve(points, pixels, camera, size, config)
     if found is None:
@@ -106,7 +106,7 @@ def _solve(
     size: tuple[int, int],
     config: OdometryConfig,
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Pose (4, 4) and inliers (N,) bool by the solver that the config names, None without enough
+    """Pose (4, 4) and inliers (N,) bool from the solver of the config, or None without enough
     inliers."""
     if len(points) < config.min_inliers:
         return None
@@ -170,7 +170,7 @@ def _by_opencv(
         points[inliers], pixels[inliers], k, None, turn.copy(), shift.copy()
     )
     refined = _matrix(turn, shift)
-    # The refinement may end far away even from a thousand inliers, if many of them are far.
+    # The refinement may diverge even with a thousand inliers, if many of them are far away.
     errors = [
         np.square(_errors(inverse(pose), points[inliers], pixels[inliers], camera)).mean()
         for pose in (coarse, refined)
@@ -212,12 +212,12 @@ def _errors(
 def _covariance(
     pose: np.ndarray, points: np.ndarray, pixels: np.ndarray, camera: StereoCalibration
 ) -> np.ndarray | None:
-    """Covariance (6, 6) of a pose from the spread of its inliers' errors, None if some direction
-    is not told at all."""
+    """Covariance (6, 6) of a pose from the spread of its inliers' errors, or None if the motion in
+    some direction is unobservable."""
     seen = (points - pose[:3, 3]) @ pose[:3, :3]
     x, y, z = seen.T
     zero = np.zeros_like(x)
-    # Of a pixel by the point, and of the point by the camera's turn and shift.
+    # Derivatives of a pixel by the point, and of the point by the camera pose.
     by_point = np.stack(
         [
             np.column_stack([camera.fx / z, zero, -camera.fx * x / z**2]),

@@ -1,4 +1,4 @@
-"""The points of a stereo pair that odometry can use, and their links to those of another pair."""
+"""The usable points of a stereo pair, and their matches to the points of another pair."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from kp_frontend.calibration import StereoCalibration
 from kp_frontend.features import StereoFeatures
 from kp_frontend.odometry.config import OdometryConfig
 
-FINEST = 0.1  # pixels; no standard deviation is believed to be less
+FINEST = 0.1  # pixels; minimum standard deviation
 
 
 @dataclass
 class Observations:
-    """Points of one pair, a row each.
+    """Points of one pair, one row per point.
 
-    `points` (N, 3) metres in the left rectified optical frame, `pixels` (N, 2) where the rectified
-    left camera sees them, `disparity` (N,) pixels with infinity at 0, `sigma` and
-    `disparity_sigma` (N,) pixels, `tracks` (N,) int64 the front end's track ids, 0 for none,
-    `descriptors` (N, D) unit vectors, `ids` (N,) int64 the odometry's own numbers of the points,
-    -1 until they are given.
+    `points` (N, 3) metres in the left rectified optical frame, `pixels` (N, 2) their projections in
+    the left rectified image, `disparity` (N,) pixels with infinity at 0, `sigma` and
+    `disparity_sigma` (N,) pixels, `tracks` (N,) int64 track ids of the front end, 0 for none,
+    `descriptors` (N, D) unit vectors, `ids` (N,) int64 ids of the odometry, -1 until assigned.
     """
 
     points: np.ndarray
@@ -40,12 +39,12 @@ class Observations:
 def observe(
     features: StereoFeatures, camera: StereoCalibration, config: OdometryConfig
 ) -> tuple[Observations, dict[str, int]]:
-    """Take the usable points of a pair.
+    """Select the usable points of a pair.
 
-    Pixels are made from the points, since keypoints of raw images are not rectified.
+    Pixels are computed from the points, because keypoints of raw images are not rectified.
 
     Returns:
-        The observations, and how many matches were left out or changed for which reason.
+        The observations, and the number of skipped or changed matches by reason.
     """
     given = np.asarray(features.points, np.float64).reshape(-1, 3)
     good: np.ndarray = np.isfinite(given).all(1) & (given[:, 2] > 0)
@@ -72,13 +71,13 @@ def observe(
 
 
 def _repeated(tracks: np.ndarray) -> np.ndarray:
-    """Rows (N,) bool whose track id another row has too."""
+    """Mask (N,) of the rows with a track id that occurs more than once."""
     _, inverse, count = np.unique(tracks, return_inverse=True, return_counts=True)
     return (count[inverse] > 1) & (tracks != 0)
 
 
 def _known(sigma: np.ndarray, fallback: float) -> np.ndarray:
-    """Standard deviations (N,) float64, with a fallback where they are not known."""
+    """Standard deviations (N,) float64, with a fallback for unknown ones."""
     sigma = np.asarray(sigma, np.float64)
     return np.maximum(np.where(np.isfinite(sigma) & (sigma > 0), sigma, fallback), FINEST)
 
@@ -86,10 +85,10 @@ def _known(sigma: np.ndarray, fallback: float) -> np.ndarray:
 def link(
     before: Observations, now: Observations, width: int, config: OdometryConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the same points in two pairs: by track, and by descriptor where there is no track.
+    """Match the points of two pairs by track id, and by descriptor without a common track.
 
-    Descriptors take over when a pair was lost on the way, and for near points, which move farther
-    than the front end follows them.
+    Descriptors help if a pair was lost in between, and with near points, which move farther than
+    the front end tracks them.
 
     Returns:
         Rows in `before` and rows in `now`, (M,) int64 each; no row occurs twice.

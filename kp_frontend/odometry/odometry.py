@@ -1,4 +1,4 @@
-"""StereoOdometry: features of one pair after the other in, the camera's pose and velocity out."""
+"""StereoOdometry: estimates the pose and velocity of the camera from the features of each pair."""
 
 from __future__ import annotations
 
@@ -35,32 +35,31 @@ if TYPE_CHECKING:
     from kp_frontend.odometry.smoother import KeyframeSmoother
 
 NO_LANDMARKS = np.zeros((0, 3))
-NOT_NEWER = "time stamp is not newer than the last one"  # a reason
-NEAR_PERCENTILE = (
-    80  # of the points' parallaxes: near points tell the translation, far ones hardly move
-)
+NOT_NEWER = "time stamp is not newer than the last one"  # reason of a rejected pair
+# Percentile of the points' parallaxes. Near points show the translation, far ones hardly move.
+NEAR_PERCENTILE = 80
 
 
 class Status(enum.Enum):
-    """How an estimate was got."""
+    """How an estimate was obtained."""
 
-    STARTED = "started"  # the first pair, or the first one after a break
-    TRACKING = "tracking"  # the points tell the motion
-    PREDICTED = "predicted"  # they do not: constant velocity, covariance grown
-    REJECTED = "rejected"  # the pair cannot be used; the estimate is the one before
+    STARTED = "started"  # the first pair, or the first one after a restart
+    TRACKING = "tracking"  # motion estimated from the points
+    PREDICTED = "predicted"  # motion unknown: constant velocity, larger covariance
+    REJECTED = "rejected"  # the pair cannot be used; repeats the previous estimate
 
 
 @dataclass(frozen=True)
 class OdometryEstimate:
-    """Where the camera is.
+    """Pose and velocity of the camera.
 
-    `stamp` nanoseconds. `pose` (4, 4) of the left rectified optical frame in the odometry's frame,
+    `stamp` in nanoseconds. `pose` (4, 4) of the left rectified optical frame in the odometry frame,
     which is the left rectified optical frame of the first pair; metres. `covariance` (6, 6) of
-    position (m) before rotation (rad), about the odometry's axes. `velocity` (6,) linear (m/s)
-    before angular (rad/s), along the camera's axes, with `velocity_covariance` (6, 6). `reason`
-    says why the status is not `TRACKING`, or what was mended. `matches` is the number of points
-    linked to the keyframe, `inliers` how many of them agree with the motion. `landmarks` (N, 3)
-    are points in the odometry's frame, metres.
+    position (m) before rotation (rad), about the axes of the odometry frame. `velocity` (6,) linear
+    (m/s) before angular (rad/s), along the axes of the camera, with `velocity_covariance` (6, 6).
+    `reason` explains a status other than `TRACKING`, or a recovery. `matches` is the number of
+    points matched to the keyframe, `inliers` the number of those that agree with the motion.
+    `landmarks` (N, 3) are points in the odometry frame, metres.
     """
 
     stamp: int
@@ -77,15 +76,15 @@ class OdometryEstimate:
 
 
 class NoMotion(Exception):
-    """The points of two pairs do not tell the motion between them; the text says why."""
+    """The motion between two pairs cannot be estimated. The message gives the reason."""
 
 
 @dataclass
 class _Keyframe:
-    """What later frames are compared with.
+    """The frame that later frames are compared with.
 
-    `pose` (4, 4) and its `covariance` (6, 6) at `stamp` (ns), its camera with the size of its
-    images; `most_inliers` is the largest number of its points that a later frame has found.
+    `pose` (4, 4) and `covariance` (6, 6) at `stamp` (ns), with the camera and the image size.
+    `most_inliers` is the largest number of its points that a later frame has found.
     """
 
     stamp: int
@@ -99,7 +98,7 @@ class _Keyframe:
 
 @dataclass(frozen=True)
 class _Link:
-    """How a frame relates to a keyframe: rows of the same points in both, and the motion."""
+    """Link of a frame to a keyframe: rows of the same points in both, and the motion."""
 
     keyframe: _Keyframe
     before: np.ndarray
@@ -108,17 +107,17 @@ class _Link:
 
 
 class StereoOdometry:
-    """Follows a stereo camera by its features.
+    """Keyframe-based stereo odometry from features.
 
-    RANSAC finds each frame's motion since the last keyframe. A frame that has moved far enough, or
-    that has lost too many of the keyframe's points, becomes the next keyframe. The keyframes of a
-    window are refined together with their landmarks. Where the points do not tell the motion the
-    pose is predicted with constant velocity, and the estimate says so.
+    RANSAC estimates the motion of each frame since the last keyframe. A frame that has moved far
+    enough, or that sees too few of the keyframe's points, becomes the next keyframe. The keyframes
+    of a window are refined together with their landmarks. If the motion cannot be estimated, the
+    pose is predicted with constant velocity and the status is `PREDICTED`.
 
-    `counts` is how often each kind of input was left out or mended since the start.
+    `counts` is the number of skipped or repaired inputs since the start, by reason.
 
     Raises:
-        ValueError: the config needs PoseLib or GTSAM, and it is not installed.
+        ValueError: the config needs PoseLib or GTSAM, which is not installed.
     """
 
     def __init__(self, config: OdometryConfig | None = None) -> None:
@@ -130,7 +129,7 @@ class StereoOdometry:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the way so far: the next pair is at the origin. `counts` goes on."""
+        """Restart at the origin with the next pair. `counts` is kept."""
         self._next_id = 0
         self._last: State | None = None
         self._keyframe: _Keyframe | None = None
@@ -139,11 +138,11 @@ class StereoOdometry:
         self._landmarks = NO_LANDMARKS
 
     def __call__(self, features: StereoFeatures, stamp: int) -> OdometryEstimate:
-        """Take the next pair.
+        """Process the next pair.
 
         Args:
-            features: of the pair, with its calibration.
-            stamp: its time, nanoseconds.
+            features: features of the pair, with its calibration.
+            stamp: time stamp, nanoseconds.
         """
         reason = "first pair"
         if self._last is not None and stamp <= self._last.stamp:
@@ -169,12 +168,12 @@ class StereoOdometry:
         return self._go_on(found, fresh, last)
 
     def _break(self, reason: str, stamp: int, last: State | None) -> str:
-        """Go on from the present pose at another time, without points of the past."""
+        """Restart from the current pose at another time, without the points so far."""
         self.counts[reason] += 1
         self._keyframe = self._lost_from = self._smoother = None
         if last is not None:
             later = predict(last, last.stamp + int(1e9 * self.config.max_gap), self.config)
-            # Here the past ends: how the camera moves from here on is not known.
+            # The velocity from here on is unknown.
             self._last = state_at_rest(stamp - 1, last.pose, later.covariance)
         return reason
 
@@ -184,20 +183,20 @@ class StereoOdometry:
         Raises:
             NoMotion: neither has enough points in common with it.
         """
-        # The covariance of the way since the last frame only.
+        # Only the covariance of the motion since the last frame.
         expected = predict(replace(last, covariance=np.zeros((6, 6))), fresh.stamp, self.config)
         if self._lost_from is not None:
             try:
                 return self._link(self._lost_from, fresh, expected)
             except NoMotion:
-                pass  # the keyframe since then is left
+                pass  # try the current keyframe
         return self._link(keyframe, fresh, expected)
 
     def _link(self, keyframe: _Keyframe, fresh: _Keyframe, expected: State) -> _Link:
-        """Find the motion since a keyframe.
+        """Estimate the motion since a keyframe.
 
         Raises:
-            NoMotion: it cannot be told.
+            NoMotion: it cannot be estimated.
         """
         before, now = keyframe.observations, fresh.observations
         a, b = link(before, now, keyframe.size[0], self.config)
@@ -213,7 +212,7 @@ class StereoOdometry:
         return _Link(keyframe, a, b, motion)
 
     def _go_on(self, found: _Link, fresh: _Keyframe, last: State) -> OdometryEstimate:
-        """Take the motion of a pair, and make it a keyframe where one is due."""
+        """Apply the motion of a pair, and make the pair a keyframe if one is due."""
         keyframe, motion, stamp, reason = found.keyframe, found.motion, fresh.stamp, ""
         if keyframe is self._lost_from:
             self._smoother = None
@@ -221,7 +220,7 @@ class StereoOdometry:
         self._keyframe, self._lost_from = keyframe, None
         fresh.pose = keyframe.pose @ motion.pose
         fresh.covariance = moved(keyframe.covariance, motion.pose) + motion.covariance
-        # A pose that was predicted says nothing about the velocity.
+        # A predicted pose has no information about the velocity.
         since = last if last.seen == last.stamp else keyframe
         seconds = (stamp - since.stamp) / 1e9
         velocity = velocity_between(since.pose, fresh.pose, seconds)
@@ -240,7 +239,7 @@ class StereoOdometry:
         )
 
     def _moved_on(self, found: _Link) -> bool:
-        """Whether a frame shall become the next keyframe."""
+        """Whether a frame becomes the next keyframe."""
         keyframe, motion = found.keyframe, found.motion
         inliers = int(motion.inliers.sum())
         keyframe.most_inliers = max(keyframe.most_inliers, inliers)
@@ -259,7 +258,7 @@ class StereoOdometry:
         """Make a pair the next keyframe and refine its pose.
 
         Returns:
-            What went wrong, if anything did.
+            The reason if the smoother failed, else an empty string.
         """
         before, now, motion = found.keyframe.observations, fresh.observations, found.motion
         now.ids[found.now[motion.inliers]] = before.ids[found.before[motion.inliers]]
@@ -287,13 +286,13 @@ class StereoOdometry:
         return ""
 
     def _number(self, observations: Observations) -> None:
-        """Give numbers to the points that have none."""
+        """Assign ids to the points that have none."""
         new = np.flatnonzero(observations.ids < 0)
         observations.ids[new] = self._next_id + np.arange(len(new))
         self._next_id += len(new)
 
     def _without_motion(self, reason: str, stamp: int, fresh: _Keyframe | None) -> OdometryEstimate:
-        """Predict the pose of a pair; if it has points enough, the next ones start from it."""
+        """Predict the pose of a pair. If it has enough points, it becomes the keyframe."""
         enough = fresh is not None and len(fresh.observations) >= 2 * self.config.min_inliers
         started = self._keyframe is None and enough
         if self._keyframe is None and fresh is not None and not enough:
@@ -317,7 +316,7 @@ class StereoOdometry:
         return self._estimate(state, Status.STARTED if started else Status.PREDICTED, reason)
 
     def _rejected(self, reason: str, stamp: int) -> OdometryEstimate:
-        """The estimate before, for a pair that is left out."""
+        """Repeat the previous estimate for a pair that is skipped."""
         self.counts[reason] += 1
         state = self._last or state_at_rest(stamp, np.eye(4))
         return self._estimate(state, Status.REJECTED, reason)
@@ -336,7 +335,7 @@ class StereoOdometry:
 
 
 def _need_gtsam() -> None:
-    """Check that GTSAM is there, which only the smoother imports.
+    """Check that GTSAM is installed. Only the smoother imports it.
 
     Raises:
         ValueError: it is not installed.

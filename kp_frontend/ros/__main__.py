@@ -1,4 +1,4 @@
-"""What `ros2 run kp_frontend stereo_node` starts."""
+"""Entry point of `ros2 run kp_frontend stereo_node`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> int:
-    """Run the node; interrupted while it still loads its libraries it ends as quietly as later."""
+    """Run the node. An interrupt during the import of its libraries ends it without a traceback."""
     try:
         from kp_frontend.ros.node import main as run
 

@@ -1,4 +1,4 @@
-"""From camera_info messages to the calibration of a pair."""
+"""Finds the calibration of each pair from the camera_info messages."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ Cameras = tuple[Camera, Camera]
 
 
 class CameraInfos:
-    """Camera infos of both cameras; written by the executor, read by the worker.
+    """The camera_info messages of both cameras. Written by the executor, read by the worker.
 
     Args:
-        raw: whether the images are raw, so that the calibration must say how to rectify points.
-        baseline: metres, in place of what camera_info says; 0 to take that. With it, one camera's
-            info is enough for rectified images: both have the same projection.
+        raw: whether the images are raw. Then the calibration must contain the rectification.
+        baseline: metres, overrides camera_info; 0 uses camera_info. With a baseline, rectified
+            images need the camera_info of one camera only, because both have the same projection.
     """
 
     def __init__(self, raw: bool, baseline: float = 0.0) -> None:
         self.raw, self.baseline = raw, baseline
         self._recent = tuple(deque[CameraInfo](maxlen=KEPT) for _ in range(2))
         self._news = threading.Condition()
-        self._stamped_alike = True  # infos come with their images' stamps, as far as is known
+        self._stamped_alike = True  # so far, infos have the time stamps of their images
         self._last: tuple[tuple, StereoCalibration | ValueError, Cameras | None] | None = None
 
     def add(self, side: int, info: CameraInfo) -> None:
-        """Remember an info of the left (0) or right (1) camera.
+        """Store a camera_info of the left (0) or right (1) camera.
 
-        One with the stamp of the last takes its place: it may come by two subscriptions.
+        It replaces the last one if both have the same time stamp. The same message can arrive
+        through two subscriptions.
         """
         with self._news:
             recent = self._recent[side]
@@ -47,19 +48,19 @@ class CameraInfos:
             self._news.notify_all()
 
     def clear(self) -> None:
-        """Forget everything but the newest of each camera: time has jumped."""
+        """Forget all but the newest camera_info of each camera, after a time jump."""
         with self._news:
             for infos in self._recent:
                 while len(infos) > 1:
                     infos.popleft()
 
     def missing(self) -> list[int]:
-        """The sides of which no info has come."""
+        """The sides without any camera_info so far."""
         with self._news:
             return [side for side, infos in enumerate(self._recent) if not infos]
 
     def needed(self) -> list[int]:
-        """Those of them without which there is no calibration."""
+        """The missing sides that the calibration needs."""
         missing = self.missing()
         return [] if self._one_is_enough and len(missing) == 1 else missing
 
@@ -68,18 +69,18 @@ class CameraInfos:
         return self.baseline > 0 and not self.raw
 
     def cameras(self) -> Cameras | None:
-        """The cameras of the last pair's calibration, if they are calibrated in full."""
+        """The cameras of the last pair, or None if they are not fully calibrated."""
         return self._last[2] if self._last else None
 
     def of_pair(self, stamps: tuple[int, int], size: tuple[int, int]) -> StereoCalibration | None:
-        """Calibration for a pair, None if there is no camera_info yet.
+        """The calibration of a pair, or None if there is no camera_info yet.
 
         Args:
-            stamps: of the images, nanoseconds.
+            stamps: time stamps of the images, nanoseconds.
             size: width and height of the images.
 
         Raises:
-            ValueError: the camera_infos cannot be used, and why.
+            ValueError: the camera_infos are invalid. The message gives the reason.
         """
         infos = self._find(stamps)
         if infos is None:
@@ -99,7 +100,7 @@ class CameraInfos:
                 camera_from_info(infos[0], size),
                 camera_from_info(infos[1], size),
             )
-        except ValueError:  # of rectified images only P is needed
+        except ValueError:  # rectified images need only P
             cameras = None
         try:
             return calibration_from_info(*infos, size, self.raw, self.baseline), cameras
@@ -107,7 +108,8 @@ class CameraInfos:
             return error, cameras
 
     def _find(self, stamps: tuple[int, int]) -> Infos | None:
-        """Infos with the stamps of a pair, waited for a little; else the newest; None if none."""
+        """The infos with the time stamps of a pair, or the newest ones if these do not arrive
+        within `PATIENCE`; None without any infos."""
 
         def exact() -> Infos | None:
             left, right = (
@@ -120,14 +122,14 @@ class CameraInfos:
             if not all(self._recent):
                 there = next((infos[-1] for infos in self._recent if infos), None)
                 return (there, there) if there and self._one_is_enough else None
-            # Infos that once came without the stamp of a pair are not waited for every time.
+            # If the infos of the last pair had other time stamps, do not wait for these either.
             found = self._news.wait_for(exact, PATIENCE if self._stamped_alike else 0.0)
             self._stamped_alike = bool(found)
             return found or (self._recent[0][-1], self._recent[1][-1])
 
 
 def _numbers(info: CameraInfo) -> tuple:
-    """All that a calibration is made of."""
+    """All values that a calibration depends on, as a hashable key."""
     parts = (info.d, info.k, info.r, info.p)
     numbers = (np.asarray(part, np.float64).tobytes() for part in parts)
     roi = info.roi

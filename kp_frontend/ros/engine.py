@@ -1,4 +1,4 @@
-"""Keeps the engine going: one that fails again and again is built anew, then replaced."""
+"""Supervises the engine: rebuilds it after repeated failures, then falls back to another."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from kp_frontend.calibration import StereoCalibration
 from kp_frontend.features import StereoFeatures
 from kp_frontend.frontend import BadInput, StereoFrontend
 
-PATIENCE = 3  # failures in a row before something is done
+PATIENCE = 3  # failures in a row before the engine is rebuilt or replaced
 
 
 class EngineFailed(RuntimeError):
-    """A pair could not be computed, and it is not the pair's fault."""
+    """The engine failed on a pair with valid images."""
 
 
 class SupervisedEngine:
-    """`StereoFrontend` under supervision. For one thread.
+    """A supervised `StereoFrontend`. Call it from one thread only.
 
-    After `PATIENCE` failures in a row the backend is built anew; after as many more the next best
-    one is taken, and so on.
+    After `PATIENCE` failures in a row it rebuilds the engine. After as many further failures it
+    falls back to the next best backend, and so on.
 
     Args:
-        say: takes warnings in words.
+        say: called with each warning.
     """
 
     def __init__(self, frontend: StereoFrontend, say: Callable[[str], None]) -> None:
@@ -36,17 +36,17 @@ class SupervisedEngine:
     def __call__(
         self, left: np.ndarray, right: np.ndarray, calibration: StereoCalibration | None
     ) -> StereoFeatures:
-        """As `StereoFrontend`.
+        """Call the `StereoFrontend`.
 
         Raises:
-            BadInput: these images cannot be processed.
-            EngineFailed: anything else.
+            BadInput: the images cannot be processed.
+            EngineFailed: any other error.
         """
         try:
             result = self.frontend(left, right, calibration)
         except BadInput:
             raise
-        except Exception as error:  # whatever a library does, the next pair shall have its chance
+        except Exception as error:  # an error of any library must not stop the stream
             self.last_failure = f"{type(error).__name__}: {error}"
             self.failures_in_a_row += 1
             if self.failures_in_a_row % PATIENCE == 0:
@@ -57,7 +57,7 @@ class SupervisedEngine:
 
     def _renew(self) -> None:
         failing = self.frontend.backend
-        what = "the next best backend is taken" if self._rebuilt else "it is built anew"
+        what = "falling back to the next best backend" if self._rebuilt else "rebuilding it"
         self._say(
             f"{failing} failed {self.failures_in_a_row} times in a row, {what}: {self.last_failure}"
         )

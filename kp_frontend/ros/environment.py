@@ -1,4 +1,4 @@
-"""Where the package's files are, and the environment that its processes run in."""
+"""The folders of the package's files, and the environment of its processes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def share_folder(package: str = "kp_frontend") -> Path:
-    """Folder of a package's files: launch, config, message definitions.
+    """Share folder of a package: launch, config, message definitions.
 
-    The package of the sourced ROS workspace comes first, then the one that is installed with the
-    running Python, then the checkout itself.
+    Looks in the sourced ROS workspace first, then in the environment of the running Python, then
+    in the checkout.
     """
     try:
-        # Only here: bags are read without ROS too.
+        # Imported here because bags can be read without ROS.
         from ament_index_python.packages import get_package_share_directory
 
         return Path(get_package_share_directory(package))
@@ -30,7 +30,7 @@ def share_folder(package: str = "kp_frontend") -> Path:
 
 
 def with_dds_profile(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment with our shared-memory profile, unless the user has one of his own."""
+    """The environment with our shared-memory profile, unless the user has set a profile."""
     result = dict(environment)
     names = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
     if not any(name in result for name in names):
@@ -39,8 +39,8 @@ def with_dds_profile(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def typestore() -> Typestore:
-    """ROS 2 Jazzy's message types and ours, for reading and writing bags."""
-    # Only here: the node needs no bags.
+    """The message types of ROS 2 Jazzy and of kp_msgs, to read and write bags."""
+    # Imported here because the node does not need rosbags.
     from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
     store = get_typestore(Stores.ROS2_JAZZY)

@@ -1,7 +1,7 @@
-"""Between ROS messages and the front end's types.
+"""Conversion between ROS messages and the types of the front end.
 
-Fields are filled through `array.array`, whose bytes rclpy takes as they are; assigning a list or
-an ndarray is thousands of times slower.
+Array fields are filled with an `array.array`, because rclpy copies its bytes directly. Assigning a
+list or an ndarray is thousands of times slower.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ ImageMessage: TypeAlias = Image | CompressedImage
 
 
 def stamp_ns(message: ImageMessage | CameraInfo) -> int:
-    """Stamp of a message in nanoseconds."""
+    """Time stamp of a message in nanoseconds."""
     return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
 
 
 def image_message(pixels: np.ndarray, encoding: str, header: Header | None = None) -> Image:
-    """A message of an image (H, W) or (H, W, C); 16-bit values in this machine's byte order."""
+    """Convert an image (H, W) or (H, W, C) to a message. 16-bit values keep the byte order."""
     rows = np.ascontiguousarray(pixels).reshape(len(pixels), -1).view(np.uint8)
     message = Image(header=header or Header(), encoding=encoding)
     message.height, message.width = pixels.shape[:2]
@@ -67,7 +67,7 @@ def camera_from_info(info: CameraInfo, size: tuple[int, int]) -> Camera:
     """The camera that a camera_info describes, for images of a size (width, height).
 
     Raises:
-        ValueError: not calibrated, in a way that is not known, or for another size.
+        ValueError: not calibrated, an unknown distortion model, or another image size.
     """
     k, d, r, p = (tuple(map(float, values)) for values in (info.k, info.d, info.r, info.p))
     model, window = info.distortion_model, _window(info)
@@ -79,14 +79,14 @@ def calibration_from_info(
 ) -> StereoCalibration:
     """The calibration of a pair of images of a size (width, height).
 
-    Of rectified images only the projection matrices P count.
+    Rectified images need only the projection matrices P.
 
     Args:
-        raw: the images are not rectified.
-        baseline: metres, in place of what P says; 0 to take that.
+        raw: whether the images are not rectified.
+        baseline: metres, overrides P; 0 uses P.
 
     Raises:
-        ValueError: not calibrated, no baseline between them, or for another size.
+        ValueError: not calibrated, no baseline, or another image size.
     """
     if raw:
         cameras = camera_from_info(left, size), camera_from_info(right, size)
@@ -102,7 +102,7 @@ def _projection(info: CameraInfo, size: tuple[int, int]) -> np.ndarray:
 
 
 def encode_descriptors(descriptors: np.ndarray, kind: int) -> bytes:
-    """Bytes of unit descriptors (N, D), row by row, as `Features.descriptor_type` says."""
+    """Encode unit descriptors (N, D) row by row in the type `kind` of the message."""
     if kind == FeaturesMsg.INT8:
         descriptors = np.rint(descriptors * 127).clip(-127, 127)
     return np.ascontiguousarray(descriptors, _DTYPES[kind]).tobytes()
@@ -116,10 +116,10 @@ def decode_descriptors(message: FeaturesMsg) -> np.ndarray:
 
 
 def features_of(message: FeaturesMsg) -> Features:
-    """The reverse of `features_message`; exact where descriptors are float32.
+    """Convert a message to `Features`. Inverse of `features_message`; exact for float32.
 
     Raises:
-        ValueError: its arrays do not fit each other.
+        ValueError: the lengths of its arrays are inconsistent.
     """
     x, y, scores = (np.asarray(v, np.float32) for v in (message.x, message.y, message.score))
     tracks = np.asarray(message.track_id, np.uint32)
@@ -132,7 +132,7 @@ def features_of(message: FeaturesMsg) -> Features:
         raise ValueError("the arrays of a features message have lengths that do not fit")
     if not all(np.isfinite(values).all() for values in (x, y, scores)):
         raise ValueError("the keypoints of a features message are not finite")
-    # Bags recorded before these fields existed have messages without them.
+    # Older bags have messages without these fields.
     lengths = _field(message, "track_length", np.uint16, 0, len(x))
     sigma = _field(message, "sigma", np.float32, np.nan, len(x))
     return Features(
@@ -143,11 +143,10 @@ def features_of(message: FeaturesMsg) -> Features:
 def _field(
     message: FeaturesMsg | StereoFeaturesMsg, name: str, kind: type, unknown: float, count: int
 ) -> np.ndarray:
-    """An array of a message with an entry for each of `count` rows; `unknown` if it has no such
-    field.
+    """An array field of a message with `count` entries, filled with `unknown` if it is absent.
 
     Raises:
-        ValueError: another number of entries.
+        ValueError: the number of entries is wrong.
     """
     if not hasattr(message, name):
         return np.full(count, unknown, kind)
@@ -158,12 +157,13 @@ def _field(
 
 
 def stereo_features(message: StereoFeaturesMsg) -> StereoFeatures:
-    """The reverse of `stereo_message`, of a message of rclpy or of rosbags.
+    """Convert a message to `StereoFeatures`. Inverse of `stereo_message`.
 
-    The message does not carry the calibration's `offset`, 0 in the result, nor `row_offset`, NaN.
+    The message may come from rclpy or from rosbags. It does not contain the calibration's
+    `offset` (0 in the result) nor `row_offset` (NaN in the result).
 
     Raises:
-        ValueError: its arrays do not fit each other, or are not finite.
+        ValueError: the lengths of its arrays are inconsistent, or values are not finite.
     """
     left, right = features_of(message.left), features_of(message.right)
     left_index = np.asarray(message.left_index, np.uint32)
@@ -201,7 +201,7 @@ def stereo_features(message: StereoFeaturesMsg) -> StereoFeatures:
 def features_message(
     features: Features, width: int, height: int, header: Header, descriptor_type: str
 ) -> FeaturesMsg:
-    """One image's features as a message."""
+    """Convert the features of one image to a message."""
     kind = DESCRIPTOR_TYPES[descriptor_type]
     message = FeaturesMsg(header=header, width=width, height=height)
     message.x = _array("f", "<f4", features.keypoints[:, 0])
@@ -223,7 +223,7 @@ def stereo_message(
     sequence: int,
     descriptor_type: str,
 ) -> StereoFeaturesMsg:
-    """Everything about a pair as a message, stamped like the left image."""
+    """Convert the results of a pair to a message with the header of the left image."""
     size = (result.width, result.height)
     message = StereoFeaturesMsg(header=left_header, sequence=sequence)
     message.left = features_message(result.left, *size, left_header, descriptor_type)
@@ -244,7 +244,7 @@ def stereo_message(
 
 
 def points_message(result: StereoFeatures, header: Header) -> PointCloud2:
-    """The 3-D points of a pair, finite ones only, with the similarity of their match."""
+    """A point cloud of the finite 3-D points of a pair, with the similarity of their matches."""
     known = np.isfinite(result.points).all(1)
     rows = np.column_stack([result.points, result.similarity])[known].astype("<f4")
     message = PointCloud2(header=header, height=1, width=len(rows), is_dense=True)

@@ -1,4 +1,4 @@
-"""Where the camera is on the robot: from TF, or from parameters where there is no TF."""
+"""The pose of the camera on the robot, from TF or from parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BODY_FROM_OPTICAL = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0,
 
 
 class NoTransform(ValueError):
-    """TF does not know yet where the camera is."""
+    """TF has no pose of the camera yet."""
 
 
 def tf_installed() -> bool:
@@ -33,14 +33,14 @@ def mount_of_angles(
 
     Args:
         x, y, z: metres, in the base.
-        roll, pitch, yaw: radians, of the camera's body, whose x axis looks forward; 0 for a camera
-            that looks where the robot goes.
+        roll, pitch, yaw: radians, orientation of the camera body (x forward). All 0: the camera
+            looks along the x axis of the base.
     """
     turn = np.eye(3)
     for axis, angle in enumerate((roll, pitch, yaw)):
         vector = np.zeros(3)
         vector[axis] = angle
-        turn = cv2.Rodrigues(vector)[0] @ turn  # about fixed axes, as URDF has it
+        turn = cv2.Rodrigues(vector)[0] @ turn  # about fixed axes, as in URDF
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = turn, (x, y, z)
     return pose @ BODY_FROM_OPTICAL
@@ -81,7 +81,7 @@ class Tf:
         """Newest pose (4, 4) of one frame in another.
 
         Raises:
-            NoTransform: it is not known.
+            NoTransform: TF does not have it.
         """
         try:
             found = self._buffer.lookup_transform(parent, child, Time())

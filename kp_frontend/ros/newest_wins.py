@@ -1,4 +1,4 @@
-"""A thread with a slot of one item, in which a newer item replaces one that still waits."""
+"""A worker thread with a queue of length one: a newer item replaces the one that waits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ T = TypeVar("T")
 
 
 class NewestWins(Generic[T]):
-    """Calls `handle` for items in a thread of its own.
+    """Calls `handle` for each item in a separate thread.
 
     Args:
-        handle: must not raise.
-        replaced: called with each item that another one replaces.
+        name: name of the thread.
+        handle: processes an item. It must not raise.
+        replaced: called with each item that a newer one replaces.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class NewestWins(Generic[T]):
         self._thread.start()
 
     def put(self, item: T) -> None:
-        """Leave an item in the slot."""
+        """Put an item into the queue. Replaces an item that waits there."""
         with self._news:
             before, self._item = self._item, item
             self._news.notify()
@@ -37,7 +38,7 @@ class NewestWins(Generic[T]):
             self._replaced(before)
 
     def stop(self) -> T | None:
-        """End the thread after the item that it has in hand; returns the one left in the slot."""
+        """End the thread after its current item. Returns the item that still waits, if any."""
         with self._news:
             self._stopping = True
             left, self._item = self._item, None
@@ -53,4 +54,4 @@ class NewestWins(Generic[T]):
                     return
                 item, self._item = self._item, None
             self._handle(item)
-            del item  # its images are not kept until the next one
+            del item  # do not keep its images in memory until the next item arrives

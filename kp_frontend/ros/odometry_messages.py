@@ -47,11 +47,13 @@ def odometry_message(
 
 
 def _motion_of_base(turn: np.ndarray, lever: np.ndarray) -> np.ndarray:
-    """What turns a small motion (6,) of the camera, linear before angular, into that of the base.
+    """Matrix (6, 6) that converts a small motion of the camera to that of the base.
+
+    Motions are linear before angular.
 
     Args:
-        turn: (3, 3) from the axes of the camera's motion to those of the base's.
-        lever: (3,) from the base to the camera, along the latter.
+        turn: (3, 3) rotation from the axes of the camera's motion to those of the base's motion.
+        lever: (3,) vector from the base to the camera, along the axes of the base's motion.
     """
     x, y, z = lever
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
@@ -62,12 +64,12 @@ def _motion_of_base(turn: np.ndarray, lever: np.ndarray) -> np.ndarray:
 
 
 def pose_message(odometry: Odometry) -> PoseStamped:
-    """The pose of an odometry message, as a path has it."""
+    """The pose of an odometry message for a path."""
     return PoseStamped(header=odometry.header, pose=odometry.pose.pose)
 
 
 def transform_message(odometry: Odometry) -> TransformStamped:
-    """The pose of an odometry message, as TF has it."""
+    """The pose of an odometry message as a transform."""
     message = TransformStamped(header=odometry.header, child_frame_id=odometry.child_frame_id)
     place, to = odometry.pose.pose.position, message.transform.translation
     to.x, to.y, to.z = place.x, place.y, place.z

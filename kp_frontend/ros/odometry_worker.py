@@ -1,4 +1,4 @@
-"""The odometry node's worker: follows the newest features in a thread of its own, and counts."""
+"""Worker of the odometry node: runs the odometry on the newest features and counts messages."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from kp_frontend.ros.newest_wins import NewestWins
 from kp_frontend.ros.rclpy_private import RCLError
 
 REASONS = {
-    "replaced": "newer features came before this message's turn",
-    "malformed": "the arrays of the message do not fit each other, or it has no stamp",
-    "old": "its time stamp is not newer than the last one's",
-    "unplaced": "TF does not know where the camera is",
-    "failed": "an error, see the log",
+    "replaced": "newer features arrived before this message was processed",
+    "malformed": "the array lengths of the message are inconsistent, or it has no time stamp",
+    "old": "its time stamp is not newer than the last one",
+    "unplaced": "TF has no pose of the camera",
+    "failed": "an error occurred, see the log",
     "stopped": "the node was shut down",
 }
-NEWEST = 300  # estimates over which times are taken
+NEWEST = 300  # number of newest estimates for the statistics
 
 
 @dataclass(frozen=True)
 class Report:
-    """What is known at one moment: counters, times, and how the newest estimate was got."""
+    """A snapshot for the diagnostics: counters, statistics and the status of the last estimate."""
 
     counts: dict[str, int]
     figures: dict[str, float]
     status: Status | None
     reason: str
-    lost_for: float  # seconds since the motion was last told, 0 while it is
+    lost_for: float  # seconds since the motion was last known, 0 while it is known
     silent_for: float  # seconds since the last message
 
 
 class OdometryWorker:
-    """Takes messages, follows the camera and hands the estimates on.
+    """Runs the odometry on the newest message in a separate thread.
 
-    received = processed + the dropped ones + waiting. `missed` counts messages that were sent and
-    never came, by their sequence numbers.
+    received = processed + dropped + waiting. `missed` counts messages that did not arrive, by
+    their sequence numbers.
 
     Args:
-        publish: takes an estimate and the message that it was made of.
-        say: takes warnings.
+        publish: called with each estimate and the message that it was computed from.
+        say: called with each warning.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class OdometryWorker:
         self._thread = NewestWins("odometry", self._work, lambda _: self._count("replaced"))
 
     def put(self, message: StereoFeaturesMsg) -> None:
-        """Take a message; called in the executor's thread."""
+        """Accept a message. Called in the executor's thread."""
         self._came = time.monotonic()
         self._count("received")
         before, self._sequence = self._sequence, message.sequence
@@ -76,15 +76,18 @@ class OdometryWorker:
             self._count("missed", message.sequence - before - 1)
         elif before is not None and message.sequence <= before:
             self._count("restarts")
-            self._say(f"sequence goes back from {before} to {message.sequence}: another sender?")
+            self._say(
+                f"sequence went back from {before} to {message.sequence}: "
+                "the front end restarted, or there are two publishers"
+            )
         self._thread.put(message)
 
     def reset(self) -> None:
-        """Begin at the origin with the next message."""
+        """Restart at the origin with the next message."""
         self._reset = True
 
     def stop(self) -> None:
-        """End the thread after the message that it has in hand."""
+        """End the thread after its current message."""
         if self._thread.stop() is not None:
             self._count("stopped")
 
@@ -99,11 +102,11 @@ class OdometryWorker:
             self._publish(estimate, message)
         except NoTransform as error:
             self._drop("unplaced", str(error))
-        except RCLError as error:  # the context ended meanwhile
+        except RCLError as error:  # the context was shut down meanwhile
             self._drop("stopped", str(error))
         except _Dropped as error:
             self._drop(error.reason, str(error))
-        except Exception as error:  # nothing that one message does may end the thread
+        except Exception as error:  # an error with one message must not end the thread
             self._drop("failed", f"{type(error).__name__}: {error}")
         else:
             self._count("processed")
@@ -138,7 +141,7 @@ class OdometryWorker:
         return estimate
 
     def report(self) -> Report:
-        """Everything that the diagnostics say; called in the executor's thread."""
+        """A snapshot for the diagnostics. Called in the executor's thread."""
         now = time.monotonic()
         with self._lock:
             counts, times = Counter(self._counts), list(self._times)
@@ -176,7 +179,7 @@ class OdometryWorker:
 
 
 class _Dropped(ValueError):
-    """A message that goes no further, for one of `REASONS`."""
+    """A message is dropped for one of `REASONS`."""
 
     def __init__(self, reason: str, words: str) -> None:
         super().__init__(words)

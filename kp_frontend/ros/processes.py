@@ -1,4 +1,4 @@
-"""Processes of our own beside this one, over DDS: the node for the demo and the evaluators."""
+"""Starts child processes for the demo and the evaluators, for example the node."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from kp_frontend.ros.environment import with_dds_profile
 
 
 def private_environment() -> dict[str, str]:
-    """An environment with a DDS domain of its own on this machine, unless the user chose one.
+    """An environment with a private DDS domain on this machine, unless the user has set one.
 
-    Nothing else is disturbed or listened to.
+    The processes then do not exchange messages with other ROS processes.
     """
     environment = with_dds_profile(os.environ)
     environment.setdefault("ROS_DOMAIN_ID", str(random.randint(1, 101)))
@@ -27,7 +27,7 @@ def private_environment() -> dict[str, str]:
 
 @contextmanager
 def process(*command: str, environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen]:
-    """Run a Python module in a process of its own, interrupted and waited for at the end."""
+    """Run a Python module in a child process. Interrupts it at the end and waits for it."""
     with log.open("w") as file:
         child = subprocess.Popen(
             [sys.executable, "-m", *command], env=environment, stdout=file, stderr=file
@@ -45,6 +45,6 @@ def process(*command: str, environment: dict[str, str], log: Path) -> Iterator[s
 
 
 def check_alive(child: subprocess.Popen, log: Path, name: str) -> None:
-    """Raise a RuntimeError with its last words if a process has ended."""
+    """Raise a RuntimeError with the end of its log if a process has ended."""
     if child.poll() is not None:
         raise RuntimeError(f"{name} ended with status {child.returncode}: {log.read_text()[-500:]}")

@@ -1,6 +1,6 @@
 """The bridge to RTAB-Map: features, images and camera_infos in, `rtabmap_msgs/RGBDImage` out.
 
-RTAB-Map then maps with these features and does not detect its own. The images must be rectified.
+RTAB-Map then uses these features instead of detecting its own. The images must be rectified.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ CANNOT_START = (ValueError, ParameterException, RCLError, UnknownROSArgsError)
 
 
 class PairKeeper:
-    """Keeps the newest images, until the features of one of them come."""
+    """Keeps the newest images until the features of one of them arrive."""
 
     def __init__(self) -> None:
         self._images: dict[str, dict[int, Image]] = {side: {} for side in SIDES}
         self.infos: dict[str, CameraInfo] = {}
 
     def put(self, side: str, image: Image) -> None:
-        """Take an image of a side."""
+        """Store an image of a side."""
         kept = self._images[side]
         kept[stamp_ns(image)] = image
         while len(kept) > KEPT:
@@ -47,13 +47,13 @@ class PairKeeper:
         """The images with these stamps.
 
         Raises:
-            LookupError: one of them, or a camera_info, has not come.
+            LookupError: one of them, or a camera_info, has not arrived.
         """
         missing = [f"{side}/camera_info" for side in SIDES if side not in self.infos]
         stamps = zip(SIDES, (left_ns, right_ns), strict=True)
         missing += [f"the {side} image" for side, ns in stamps if ns not in self._images[side]]
         if missing:
-            raise LookupError(f"{' and '.join(missing)} did not come")
+            raise LookupError(f"{' and '.join(missing)} did not arrive")
         return self._images["left"].pop(left_ns), self._images["right"].pop(right_ns)
 
 
@@ -70,7 +70,7 @@ def rgbd_image(
         kinds: the module `rtabmap_msgs.msg`.
 
     Raises:
-        ValueError: the features' arrays do not fit each other.
+        ValueError: the array lengths of the features are inconsistent.
     """
     found = rtabmap_features(stereo_features(features))
     message = kinds.RGBDImage(header=features.header)

@@ -1,4 +1,4 @@
-"""Our features as RTAB-Map has them; a pure function, of which nothing needs RTAB-Map.
+"""Converts features to the format of RTAB-Map. Does not need RTAB-Map.
 
 Checked against RTAB-Map 0.23.8 and the ros2 branch of rtabmap_ros: `rtabmap_msgs/RGBDImage` has
 `key_points`, `points` and `descriptors`, and `uncompressData` reads the latter.
@@ -14,7 +14,7 @@ import numpy as np
 from kp_frontend.features import StereoFeatures
 
 CV_32F = 5  # OpenCV's type of a matrix of float32 with one channel
-KEYPOINT_SIZE = 9.0  # pixels; diameter of the image region that a descriptor is made of
+KEYPOINT_SIZE = 9.0  # pixels; diameter of the image region that a descriptor describes
 NO_ANGLE = -1.0  # OpenCV's value for keypoints without an orientation
 
 
@@ -23,8 +23,8 @@ class RtabmapFeatures:
     """Features of a left image.
 
     `keypoints` (N, 2) float32 pixels, `responses` (N,) float32, `points` (N, 3) float32 metres in
-    the optical frame of the image, NaN where the depth is not known, `descriptors` the bytes that
-    RTAB-Map's `uncompressData` turns into a matrix (N, D) of float32; empty without keypoints.
+    the optical frame of the image, NaN without depth, `descriptors` the bytes that RTAB-Map's
+    `uncompressData` converts to a float32 matrix (N, D); empty without keypoints.
     """
 
     keypoints: np.ndarray
@@ -34,7 +34,7 @@ class RtabmapFeatures:
 
 
 def rtabmap_features(features: StereoFeatures) -> RtabmapFeatures:
-    """The left image's features, all with a point: RTAB-Map wants as many as keypoints."""
+    """Features of the left image. Each keypoint gets a point, as RTAB-Map requires."""
     left = features.left
     points = np.full((len(left), 3), np.nan, np.float32)
     known = np.isfinite(features.points).all(1)
@@ -48,9 +48,9 @@ def rtabmap_features(features: StereoFeatures) -> RtabmapFeatures:
 
 
 def compressed_matrix(matrix: np.ndarray) -> bytes:
-    """A matrix (N, D) as RTAB-Map stores it: compressed by zlib, row by row, and after that rows,
-    columns and OpenCV's type as three little-endian int32."""
+    """A matrix (N, D) in RTAB-Map's format: the rows compressed by zlib, followed by the number of
+    rows, of columns and OpenCV's type as three little-endian int32."""
     values = np.ascontiguousarray(matrix, "<f4")
     trailer = np.array([*values.shape, CV_32F], "<i4")
-    # Level 1: descriptors hardly compress, and a higher one takes ten times as long.
+    # Level 1: descriptors hardly compress, and a higher level takes ten times as long.
     return zlib.compress(values.tobytes(), 1) + trailer.tobytes()

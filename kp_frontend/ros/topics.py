@@ -15,7 +15,7 @@ MOST_NAMED = 6  # topics named in a sentence
 
 
 class Topics:
-    """Input topics by their names after remapping."""
+    """The input topics, by their names after remapping."""
 
     def __init__(self, node: Node, config: NodeConfig) -> None:
         self._node, self._config = node, config
@@ -29,7 +29,7 @@ class Topics:
     def of_images(self, side: str) -> list[tuple[str, type]]:
         """Topics to subscribe to for the images of a camera, and their types.
 
-        Compressed ones come on `<topic>/compressed`, as image_transport has it, or on the topic.
+        Compressed images arrive on `<topic>/compressed`, as in image_transport, or on the topic.
         """
         name = self.name(side)
         if not self._compressed:
@@ -38,21 +38,21 @@ class Topics:
         return [(n, CompressedImage) for n in names]
 
     def incompatible(self, topic: str) -> str:
-        """Remember, and say, that a topic's publishers offer a QoS that does not serve us."""
+        """Record that a topic's publishers offer an incompatible QoS. Returns the warning."""
         asked = "reliable" if self._config.reliable else "best effort"
         name = self._node.resolve_topic_name(topic)
-        words = f"{name} is published with a QoS that does not serve {asked} subscribers"
+        words = f"{name} is published with a QoS that is incompatible with {asked} subscribers"
         if self._config.reliable:
             words += "; set reliable to false"
         self._incompatible[name] = words
         return words
 
     def _types(self, name: str) -> set[str]:
-        """Types under which a topic is published."""
+        """Types with which a topic is published."""
         return {info.topic_type for info in self._node.get_publishers_info_by_topic(name)}
 
     def why_silent(self, sides: list[str]) -> str:
-        """Why no image comes from some cameras, in a sentence."""
+        """Why no image arrives from some cameras, as one sentence."""
         reasons: dict[str, list[str]] = {}
         for side in sides:
             for reason, name in self._why_silent(side):
@@ -62,7 +62,7 @@ class Topics:
         ) + self._others(reasons)
 
     def _why_silent(self, side: str) -> list[tuple[str, str]]:
-        """Reasons, each with `{}` for the topic's name, and the name."""
+        """Reasons, each with `{}` in place of the topic, and the topic."""
         base = self.name(side)
         wanted = COMPRESSED if self._compressed else IMAGE
         names = [name for name, _ in self.of_images(side)]
@@ -82,7 +82,7 @@ class Topics:
         return [(NOBODY, names[0])]
 
     def _others(self, reasons: dict[str, list[str]]) -> str:
-        """Where there are images, if nobody publishes those that are wanted."""
+        """Topics that do have images, if one of the configured topics has no publisher."""
         if NOBODY not in reasons:
             return ""
         own = self._node.get_fully_qualified_name()
@@ -99,7 +99,7 @@ class Topics:
         return f"; images are on {', '.join(sorted(found)[:MOST_NAMED])}{more}"
 
     def latched(self, topic: str) -> bool:
-        """Whether somebody publishes a camera_info that waits for late subscribers."""
+        """Whether a publisher offers camera_info with transient-local durability."""
         name = self._node.resolve_topic_name(topic)
         return any(
             info.topic_type == INFO
@@ -108,7 +108,7 @@ class Topics:
         )
 
     def missing_info(self, topic: str) -> str:
-        """Where no camera_info comes, and why."""
+        """A topic without camera_info, with the reason if it is known."""
         name = self._node.resolve_topic_name(topic)
         types = self._types(name)
         if not types:

@@ -167,7 +167,7 @@ def test_an_incompatible_qos_is_said(pair):
         qos = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
         for side in SIDES:
             process.node.create_publisher(Image, f"{side}/image", qos)
-        process.wait(lambda: "QoS that does not serve reliable subscribers" in process.status)
+        process.wait(lambda: "QoS that is incompatible with reliable subscribers" in process.status)
         assert "/left/image" in process.status and "set reliable to false" in process.status
         children = Path(f"/proc/{process.child.pid}/task/{process.child.pid}/children")
         assert children.read_text() == ""
@@ -231,4 +231,4 @@ def test_an_engine_that_fails_is_counted_then_rebuilt_then_replaced(pair):
     assert node.child.returncode == 0, words
     assert words.count("built an engine") == 3
     assert "dropped_failed 20," in words
-    assert "the next best backend is taken" in words
+    assert "falling back to the next best backend" in words

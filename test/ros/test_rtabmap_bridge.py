@@ -121,12 +121,12 @@ def test_images_wait_for_their_features():
     for stamp in range(1, 40):
         keeper.put("left", stamped(Image, stamp))
         keeper.put("right", stamped(Image, stamp + 1000))
-    with pytest.raises(LookupError, match="left/camera_info and right/camera_info did not come"):
+    with pytest.raises(LookupError, match="left/camera_info and right/camera_info did not arrive"):
         keeper.pair(39, 1039)
     keeper.infos |= {"left": CameraInfo(), "right": CameraInfo()}
     left, right = keeper.pair(30, 1031)
     assert (left.header.stamp.nanosec, right.header.stamp.nanosec) == (30, 1031)
-    with pytest.raises(LookupError, match="the left image did not come"):
+    with pytest.raises(LookupError, match="the left image did not arrive"):
         keeper.pair(3, 1039)  # too old: only the newest are kept
 
 
