@@ -1,4 +1,4 @@
-"""What the node says of itself at 1 Hz: a level, plain words, and the figures behind them."""
+"""Diagnostics of the node: a level, a message and values, once a second."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 from kp_frontend.features import StereoFeatures
 from kp_frontend.health import Finding
 
-WINDOW = 10  # reports over which rates are taken
-PAIRS = 300  # newest pairs over which times and counts are taken
-SILENCE = 3.0  # seconds without a pair that are worth a warning
-MUCH_DROPPED = 0.1  # of the images, worth a warning
+WINDOW = 10  # number of reports for the rates
+PAIRS = 300  # number of newest pairs for the statistics
+SILENCE = 3.0  # seconds without a pair after which to warn
+MUCH_DROPPED = 0.1  # share of dropped images above which to warn
 
 
 @dataclass
 class Health:
-    """What is known besides the figures; None or empty where all is well."""
+    """The state of the node besides its counters and statistics. Empty strings mean no problem."""
 
     active: bool
-    silent: float = 0.0  # seconds since the last pair came
+    silent: float = 0.0  # seconds since the last pair arrived
     why_silent: str = ""
     missing_infos: str = ""
     calibration_problem: str = ""
@@ -41,14 +41,14 @@ class Health:
 
 
 class Figures:
-    """Times and counts of the newest pairs. Written by the worker, read by the executor."""
+    """Statistics of the newest pairs. Written by the worker, read by the executor."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pairs: deque[tuple[dict[str, float], int, int, float]] = deque(maxlen=PAIRS)
 
     def add(self, result: StereoFeatures, latency_ms: float) -> None:
-        """A pair was published."""
+        """Add a published pair."""
         times = {"latency": latency_ms, **result.stage_ms}
         with self._lock:
             self._pairs.append((times, len(result.left), len(result), result.row_offset))
@@ -59,7 +59,7 @@ class Figures:
             self._pairs.clear()
 
     def values(self) -> dict[str, float]:
-        """Medians, percentiles and the row offset by name."""
+        """Medians, percentiles and the row offset, by name."""
         with self._lock:
             pairs = list(self._pairs)
         if not pairs:
@@ -90,7 +90,7 @@ class LevelLog:
         self._logged: frozenset[str] = frozenset()  # causes since the level changed
 
     def __call__(self, level: bytes, words: str, causes: Set[str] = frozenset()) -> None:
-        """Take a report."""
+        """Log a report if it is new."""
         if level != self._level:
             self._level, self._logged = level, frozenset()
         elif not causes - self._logged:
@@ -105,11 +105,11 @@ class LevelLog:
 
 
 class Diagnosis:
-    """Makes the status of a report; remembers earlier ones for the rates and for the log.
+    """Creates the diagnostic status. Stores earlier reports to compute rates.
 
     Args:
-        name: of the node with its namespace.
-        log: takes each level and sentence that is news.
+        name: name of the node with its namespace.
+        log: logs new levels and causes.
     """
 
     def __init__(self, name: str, log: LevelLog) -> None:
@@ -148,10 +148,10 @@ def _rate(count: float, seconds: float) -> float:
 
 
 def judge(change: dict[str, int], health: Health) -> tuple[bytes, list[Finding]]:
-    """Level, and what there is to say; nothing where all is well.
+    """The level and the findings; no findings if there is no problem.
 
     Args:
-        change: by how much each counter grew over the last reports.
+        change: increase of each counter over the last reports.
     """
     if not health.active:
         return DiagnosticStatus.OK, []
@@ -176,7 +176,7 @@ def judge(change: dict[str, int], health: Health) -> tuple[bytes, list[Finding]]
 
 
 def _flow(change: dict[str, int], health: Health) -> list[Finding]:
-    """No pairs, or many images dropped."""
+    """Findings about the stream: no pairs, or many dropped images."""
     if health.silent > SILENCE:
         words = f"no stereo pair for {health.silent:.0f} s: {health.why_silent}"
         return [Finding("silent", words)]
@@ -192,7 +192,7 @@ def _flow(change: dict[str, int], health: Health) -> list[Finding]:
 
 
 def _calibration(health: Health) -> list[Finding]:
-    """camera_info that is missing or cannot be used."""
+    """Findings about a missing or invalid camera_info."""
     lost = "no pair can be processed" if health.raw else "no depth"
     if health.missing_infos:
         words = f"{lost}: no camera_info comes on {health.missing_infos}"

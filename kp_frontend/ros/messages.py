@@ -119,7 +119,7 @@ def features_of(message: FeaturesMsg) -> Features:
     """Convert a message to `Features`. Inverse of `features_message`; exact for float32.
 
     Raises:
-        ValueError: the lengths of its arrays are inconsistent.
+        ValueError: the lengths of its arrays are inconsistent, or values are not finite.
     """
     x, y, scores = (np.asarray(v, np.float32) for v in (message.x, message.y, message.score))
     tracks = np.asarray(message.track_id, np.uint32)

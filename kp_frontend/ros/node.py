@@ -1,10 +1,10 @@
 """The ROS 2 node: pairs the images of a stereo camera and publishes their features.
 
-A managed node. `configure` loads and warms up the engine, `activate` starts the stream. The
-executor's thread pairs and decodes messages and leaves the newest pair in a slot; one worker thread
-takes it from there, computes and publishes. A pair that is still in the slot when a newer one comes
-is replaced and counted, so latency stays bounded when images come faster than they can be
-processed, and decoding of the next pair overlaps with computing of the present one.
+It is a managed node: `configure` loads and warms up the engine, `activate` starts the stream. The
+executor's thread pairs and decodes messages and puts the newest pair into a queue of length one.
+A worker thread takes it from there, computes and publishes. A newer pair replaces a waiting one,
+which is counted. So latency stays bounded if images arrive too fast, and the next pair is decoded
+while the current one is computed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from kp_frontend.encodings import GreyConverter
 from kp_frontend.frontend import StereoFrontend
 from kp_frontend.health import HealthMonitor
-from kp_frontend.ros.accounts import Accounts
 from kp_frontend.ros.camera_infos import CameraInfos
 from kp_frontend.ros.diagnostics import SILENCE, Diagnosis, Figures, Health, LevelLog
 from kp_frontend.ros.engine import SupervisedEngine
-from kp_frontend.ros.extras import Extras
+from kp_frontend.ros.image_counters import ImageCounters
 from kp_frontend.ros.messages import ImageMessage
 from kp_frontend.ros.pair_worker import Pair, PairWorker
 from kp_frontend.ros.parameters import Parameters
@@ -39,6 +38,7 @@ from kp_frontend.ros.rclpy_private import (
     UnknownROSArgsError,
 )
 from kp_frontend.ros.stereo_input import SIDES, StereoInput
+from kp_frontend.ros.visualisation import VisualisationPublishers
 
 CANNOT_START = (
     ValueError,
@@ -52,30 +52,30 @@ class StereoNode(SafeLifecycleNode):
     """Subscribes to a stereo camera, publishes `~/features` and `/diagnostics`.
 
     Raises:
-        ValueError, rclpy.exceptions.ParameterException: a parameter that cannot be used.
+        ValueError, rclpy.exceptions.ParameterException: a parameter is invalid.
     """
 
     def __init__(self) -> None:
         super().__init__("kp_frontend")
         self.parameters = Parameters(self, self._parameters_changed)
-        self.problem = ""  # why it could not be configured
+        self.problem = ""  # reason if the node could not be configured
         config = self.parameters.node
         self.grey = GreyConverter(config.bit_depth, self.get_logger().info)
         self.infos = CameraInfos(config.input == "raw", config.baseline)
-        self.accounts = Accounts(lambda: self.input.waiting() if self.input else 0)
+        self.counters = ImageCounters(lambda: self.input.waiting() if self.input else 0)
         self.figures = Figures()
         self.diagnosis = Diagnosis(self.get_fully_qualified_name(), LevelLog(self.get_logger()))
         self.health = HealthMonitor()
         self.engine: SupervisedEngine | None = None
         self.input: StereoInput | None = None
         self.worker: PairWorker | None = None
-        self.extras: Extras | None = None
+        self.visualisation: VisualisationPublishers | None = None
         self._was_active = False
         self._activated = self._last_pair = time.monotonic()
-        self._era = 0
+        self._epoch = 0
         self._last_bad = ""
         self.diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 5)
-        # Of a steady clock: a paused simulation needs its diagnostics too.
+        # A steady clock, so that diagnostics continue in a paused simulation.
         clock = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(1.0, self._publish_diagnostics, clock=clock)
 
@@ -92,8 +92,8 @@ class StereoNode(SafeLifecycleNode):
             if not config.autostart:
                 self.get_logger().error(f"cannot be configured: {error}")
             return TransitionCallbackReturn.FAILURE
-        # Collections during the stream, and the last one at the end, need not walk through all of
-        # torch again: they would take tenths of a second.
+        # Exclude the objects of torch from garbage collection. A collection during the stream or
+        # at the end would take tenths of a second.
         gc.collect()
         gc.freeze()
         self.engine = SupervisedEngine(frontend, self.get_logger().error)
@@ -105,7 +105,7 @@ class StereoNode(SafeLifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Start the stream."""
+        """Subscribe to the images and publish features."""
         if self.engine is None:
             return TransitionCallbackReturn.FAILURE
         self._was_active = True
@@ -113,16 +113,16 @@ class StereoNode(SafeLifecycleNode):
         self.figures.clear()
         topics = [self.resolve_topic_name(f"{side}/image") for side in SIDES]
         self.health = HealthMonitor(topics, self.grey)
-        self.extras = Extras(self, lambda: self.parameters.node, self._warn)
+        self.visualisation = VisualisationPublishers(self, lambda: self.parameters.node, self._warn)
         self.worker = PairWorker(
             self.engine,
             self.parameters,
             self.infos,
-            self.accounts,
+            self.counters,
             self.figures,
             self.health,
             self.features_publisher,
-            self.extras,
+            self.visualisation,
             self._warn,
             self._on_bad,
         )
@@ -130,7 +130,7 @@ class StereoNode(SafeLifecycleNode):
         self.input = StereoInput(
             self,
             self.parameters.node,
-            self.accounts,
+            self.counters,
             self.infos,
             self._on_pair,
             self._on_jump,
@@ -139,23 +139,23 @@ class StereoNode(SafeLifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop the stream; the engine stays."""
+        """Stop the stream and keep the engine."""
         self._stop_stream()
         return TransitionCallbackReturn.SUCCESS
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Let the engine go."""
+        """Release the engine."""
         self._drop_engine()
         return TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop whatever runs."""
+        """Stop the stream and release the engine."""
         self._stop_stream()
         self._drop_engine()
         return TransitionCallbackReturn.SUCCESS
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Back to unconfigured after an error in a transition."""
+        """Return to the unconfigured state after an error in a transition."""
         return self.on_shutdown(state)
 
     def _stop_stream(self) -> None:
@@ -165,9 +165,9 @@ class StereoNode(SafeLifecycleNode):
             self.worker.stop()
             self.worker = None
         self.input = None
-        if self.extras is not None:
-            self.extras.close()
-            self.extras = None
+        if self.visualisation is not None:
+            self.visualisation.close()
+            self.visualisation = None
 
     def _drop_engine(self) -> None:
         if self.engine is not None:
@@ -175,11 +175,11 @@ class StereoNode(SafeLifecycleNode):
             self.engine = None
 
     def stop(self) -> None:
-        """End the stream and, if there was one, say where all images ended."""
+        """End the stream and, if there was one, print the image counters."""
         self._stop_stream()
         if not self._was_active:
             return
-        counts = self.accounts.snapshot()
+        counts = self.counters.snapshot()
         print("images: " + ", ".join(f"{k} {v}" for k, v in counts.items()), file=sys.stderr)
 
     # Input, in the executor's thread
@@ -189,15 +189,15 @@ class StereoNode(SafeLifecycleNode):
         try:
             first, second = self.grey.images((left, right), SIDES)
         except ValueError as error:
-            self.accounts.dropped("bad")
+            self.counters.dropped("bad")
             self._on_bad(f"pair dropped: {error}")
             return
         came, decoded = self._last_pair, time.monotonic()
         if self.worker is not None:
-            self.worker.put(Pair((left, right), (first, second), came, decoded, self._era))
+            self.worker.put(Pair((left, right), (first, second), came, decoded, self._epoch))
 
     def _on_jump(self, words: str) -> None:
-        self._era += 1
+        self._epoch += 1
         self.get_logger().warning(words)
 
     def _on_bad(self, words: str) -> None:
@@ -235,7 +235,7 @@ class StereoNode(SafeLifecycleNode):
             health.findings = self.health.findings()
         if self.worker is not None:
             health.calibration_problem = self.worker.calibration_problem
-        status = self.diagnosis.status(now, self.accounts.snapshot(), self.figures.values(), health)
+        status = self.diagnosis.status(now, self.counters.snapshot(), self.figures.values(), health)
         message = DiagnosticArray(status=[status])
         message.header.stamp = self.get_clock().now().to_msg()
         self.diagnostics_publisher.publish(message)
@@ -243,7 +243,7 @@ class StereoNode(SafeLifecycleNode):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is interrupted; exit status 1 if it cannot start."""
-    # A terminated node ends as an interrupted one, also while it still builds its engine.
+    # SIGTERM ends the node like an interrupt, also while it builds its engine.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     node = None
     try:
@@ -261,7 +261,7 @@ def main(args: list[str] | None = None) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         return 0
     except RCLError:
-        if rclpy.ok():  # else it was interrupted in the middle of a callback
+        if rclpy.ok():  # otherwise the node was interrupted during a callback
             raise
     finally:
         if node is not None:

@@ -1,8 +1,8 @@
-"""The odometry node: features in, the robot's pose, its path and the landmarks out.
+"""The odometry node: publishes the pose of the robot, its path and the landmarks from features.
 
-It needs nothing but `features`, so it works beside the front end, on another machine, or on a
-recording of features. The executor's thread leaves the newest message in a slot; a worker thread
-follows the camera.
+It only needs `features`, so it works next to the front end, on another machine, or on a recording
+of features. The executor's thread puts the newest message into a queue of length one. A worker
+thread runs the odometry.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from kp_frontend.ros.odometry_worker import OdometryWorker, Report
 from kp_frontend.ros.parameters import declare
 from kp_frontend.ros.rclpy_private import RCLError, UnknownROSArgsError
 
-SILENCE = 3.0  # seconds without features that are worth a warning
-LONG_LOST = 5.0  # seconds without a motion that are an error
-PATH_PERIOD = 0.5  # seconds between messages of the path, which grow long
+SILENCE = 3.0  # seconds without features after which to warn
+LONG_LOST = 5.0  # seconds without a known motion after which to report an error
+PATH_PERIOD = 0.5  # seconds between path messages, which are large
 CANNOT_START = (ValueError, ParameterException, RCLError, UnknownROSArgsError)
 
 
@@ -49,7 +49,7 @@ class OdometryNode(Node):
     """Subscribes to `features`; publishes `odom`, TF, `~/path`, `~/landmarks`, `/diagnostics`.
 
     Raises:
-        ValueError, rclpy.exceptions.ParameterException: a parameter that cannot be used.
+        ValueError, rclpy.exceptions.ParameterException: a parameter is invalid.
     """
 
     def __init__(self) -> None:
@@ -72,39 +72,39 @@ class OdometryNode(Node):
         self.worker = OdometryWorker(self.odometry, self._publish, self._say)
         self.create_subscription(StereoFeaturesMsg, "features", self.worker.put, 5)
         self.create_service(Trigger, "~/reset", self._on_reset)
-        # Of a steady clock: a paused simulation needs its diagnostics too.
+        # A steady clock, so that diagnostics continue in a paused simulation.
         self.create_timer(1.0, self._diagnose, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self.get_logger().info(
-            f"motion by {self.odometry.solver}, "
-            f"smoothing {'by GTSAM' if self.odometry.config.smoothing else 'off'}, "
-            f"camera's place from {'TF' if self._mount_by_tf else 'parameters'}"
+            f"solver: {self.odometry.solver}, "
+            f"smoothing: {'GTSAM' if self.odometry.config.smoothing else 'off'}, "
+            f"camera pose from: {'TF' if self._mount_by_tf else 'parameters'}"
         )
 
     def _make_tf(self) -> Tf | None:
-        """TF, where it is installed and wanted.
+        """TF, if it is installed and needed.
 
         Raises:
-            ValueError: the mount has to come from TF, which is not installed.
+            ValueError: `mount` is `tf`, but tf2_ros is not installed.
         """
         there = tf_installed()
         if self.config.mount == "tf" and not there:
             raise ValueError("mount is tf, but tf2_ros is not installed; set mount to parameters")
         self._mount_by_tf = there and self.config.mount != "parameters"
         if self.config.publish_tf and not there:
-            self.get_logger().warning("tf2_ros is not installed: nothing is sent to TF")
+            self.get_logger().warning("tf2_ros is not installed: the transform is not broadcast")
         return Tf(self) if there and (self._mount_by_tf or self.config.publish_tf) else None
 
     def _publish(self, estimate: OdometryEstimate, message: StereoFeaturesMsg) -> None:
-        """Publish an estimate; in the worker's thread.
+        """Publish an estimate. Called in the worker's thread.
 
         Raises:
-            NoTransform: the camera's place is not known.
+            NoTransform: the pose of the camera is not known.
         """
         c = self.config
         if self._tf is not None and self._mount_by_tf:
             self._mount = self._tf.pose(c.base_frame, message.header.frame_id)
         odometry = odometry_message(estimate, self._mount, c.odom_frame, c.base_frame)
-        if estimate.status is Status.REJECTED:  # nothing is known before the first pair
+        if estimate.status is Status.REJECTED:  # there is no pose before the first pair
             return
         self._odom.publish(odometry)
         if self._tf is not None and c.publish_tf:
@@ -124,7 +124,7 @@ class OdometryNode(Node):
         self.worker.reset()
         with self._path_lock:
             self._path.clear()
-        response.success, response.message = True, "the next pair is at the origin"
+        response.success, response.message = True, "the odometry restarts at the origin"
         return response
 
     def _say(self, text: str) -> None:
@@ -147,27 +147,27 @@ class OdometryNode(Node):
         self._diagnostics.publish(message)
 
     def stop(self) -> None:
-        """End the worker and say where all messages ended."""
+        """End the worker and print the message counters."""
         self.worker.stop()
         counts = self.worker.report().counts
         print("features: " + ", ".join(f"{k} {v}" for k, v in counts.items()), file=sys.stderr)
 
 
 def judge(report: Report, senders: int) -> tuple[bytes, str]:
-    """Level and words of a report.
+    """Level and message of a report.
 
     Args:
-        senders: publishers of `features`.
+        senders: number of publishers of `features`.
     """
     if report.silent_for > SILENCE:
-        why = "nobody publishes features" if not senders else "the front end sends none"
+        why = "nobody publishes features" if not senders else "the front end publishes none"
         return DiagnosticStatus.WARN, f"no features for {report.silent_for:.0f} s: {why}"
     if report.status is None:
-        return DiagnosticStatus.WARN, "no features have been followed yet"
+        return DiagnosticStatus.WARN, "no features have been processed yet"
     if report.lost_for:
         level = DiagnosticStatus.ERROR if report.lost_for > LONG_LOST else DiagnosticStatus.WARN
         return level, f"lost for {report.lost_for:.1f} s: {report.reason}"
-    return DiagnosticStatus.OK, "the camera is followed"
+    return DiagnosticStatus.OK, "tracking"
 
 
 def main(args: list[str] | None = None) -> int:
@@ -187,7 +187,7 @@ def main(args: list[str] | None = None) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         return 0
     except RCLError:
-        if rclpy.ok():  # else it was interrupted in the middle of a callback
+        if rclpy.ok():  # otherwise the node was interrupted during a callback
             raise
     finally:
         if node is not None:

@@ -1,4 +1,4 @@
-"""The worker: computes and publishes pairs in a thread of its own, always the newest."""
+"""The worker: processes the newest pair and publishes its features in a separate thread."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from kp_frontend.calibration import StereoCalibration
 from kp_frontend.features import StereoFeatures
 from kp_frontend.frontend import BadInput
 from kp_frontend.health import HealthMonitor
-from kp_frontend.ros.accounts import Accounts
 from kp_frontend.ros.camera_infos import CameraInfos
 from kp_frontend.ros.diagnostics import Figures
 from kp_frontend.ros.engine import EngineFailed, SupervisedEngine
-from kp_frontend.ros.extras import Extras
+from kp_frontend.ros.image_counters import ImageCounters
 from kp_frontend.ros.messages import ImageMessage, stamp_ns, stereo_message
 from kp_frontend.ros.newest_wins import NewestWins
 from kp_frontend.ros.parameters import Parameters
 from kp_frontend.ros.rclpy_private import RCLError
+from kp_frontend.ros.visualisation import VisualisationPublishers
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two messages that belong together, and their images as arrays."""
+    """The two messages of a stereo pair, and their images as arrays."""
 
     messages: tuple[ImageMessage, ImageMessage]
     greys: tuple[np.ndarray, np.ndarray]
     came: float  # monotonic seconds
     decoded: float
-    era: int  # changes when time jumps
+    epoch: int  # stream epoch; changes when time jumps
 
 
 class PairWorker:
-    """A thread that takes the newest pair, and ends each in one account.
+    """A thread that processes the newest pair. Each pair adds to exactly one counter.
 
     Args:
-        parameters: heeded anew with each pair.
-        publisher: of the features.
-        say, say_bad: take warnings in words, of any kind and of images that cannot be used.
+        parameters: read again for each pair.
+        publisher: publishes the features.
+        say, say_bad: called with each warning, and with each warning about invalid images.
     """
 
     def __init__(
@@ -49,69 +49,69 @@ class PairWorker:
         engine: SupervisedEngine,
         parameters: Parameters,
         infos: CameraInfos,
-        accounts: Accounts,
+        counters: ImageCounters,
         figures: Figures,
         health: HealthMonitor,
         publisher: Publisher,
-        extras: Extras,
+        visualisation: VisualisationPublishers,
         say: Callable[[str], None],
         say_bad: Callable[[str], None],
     ) -> None:
         self._engine, self._parameters, self._infos = engine, parameters, infos
-        self._accounts, self._figures, self._health = accounts, figures, health
-        self._publisher, self._extras = publisher, extras
+        self._counters, self._figures, self._health = counters, figures, health
+        self._publisher, self._visualisation = publisher, visualisation
         self._say, self._say_bad = say, say_bad
-        self._era = 0
+        self._epoch = 0
         self.calibration_problem = ""
-        self._thread = NewestWins("worker", self._work, lambda _: accounts.dropped("replaced"))
+        self._thread = NewestWins("worker", self._work, lambda _: counters.dropped("replaced"))
         self.put = self._thread.put
 
     def stop(self) -> None:
-        """End the thread after the pair that it has in hand."""
+        """End the thread after its current pair."""
         if self._thread.stop() is not None:
-            self._accounts.dropped("stopped")
+            self._counters.dropped("stopped")
 
     def _work(self, pair: Pair) -> None:
         begin = time.monotonic()
         try:
             result = self._compute(pair, begin)
             if result is None:
-                self._accounts.dropped("uncalibrated")
+                self._counters.dropped("uncalibrated")
                 return
             computed = time.monotonic()
             left, right = (message.header for message in pair.messages)
             kind = self._parameters.node.descriptor_type
             self._publisher.publish(
-                stereo_message(result, left, right, self._accounts.pairs_processed, kind)
+                stereo_message(result, left, right, self._counters.pairs_processed, kind)
             )
         except BadInput as error:
-            self._accounts.dropped("bad")
+            self._counters.dropped("bad")
             self._say_bad(f"pair dropped: {error}")
         except EngineFailed as error:
-            self._accounts.dropped("failed")
+            self._counters.dropped("failed")
             self._say(f"pair dropped, {error}")
-        except RCLError as error:  # the context ended while this pair was computed
-            self._accounts.dropped("stopped")
+        except RCLError as error:  # the context was shut down while this pair was computed
+            self._counters.dropped("stopped")
             self._say(f"not published: {error}")
-        except Exception as error:  # nothing that one pair does may end the thread
-            self._accounts.dropped("failed")
+        except Exception as error:  # an error with one pair must not end the thread
+            self._counters.dropped("failed")
             self._say(f"pair dropped, {type(error).__name__}: {error}")
         else:
-            self._accounts.processed()
+            self._counters.processed()
             published = time.monotonic()
             result.stage_ms["publish"] = 1e3 * (published - computed)
             self._figures.add(result, 1e3 * (published - pair.came))
             self._health.add(published, result, *pair.greys, self._infos.cameras())
-            self._extras.offer(result, pair.greys[0], left)
+            self._visualisation.offer(result, pair.greys[0], left)
 
     def _compute(self, pair: Pair, begin: float) -> StereoFeatures | None:
-        """The features of a pair, None if it is raw and not calibrated."""
+        """The features of a pair, or None for raw images without calibration."""
         frontend, settings = self._engine.frontend, self._parameters.frontend
         if settings is not frontend.config:
             frontend.configure(settings)
-        if pair.era != self._era:
+        if pair.epoch != self._epoch:
             frontend.reset()
-            self._era = pair.era
+            self._epoch = pair.epoch
         calibration = self._calibration(pair)
         if calibration is None and self._infos.raw:
             return None

@@ -1,4 +1,4 @@
-"""The stereo camera as the node sees it: subscriptions, pairs, time that jumps.
+"""The input of the node: subscriptions, pairing of images, and detection of time jumps.
 
 Everything here runs in the executor's thread.
 """
@@ -21,20 +21,20 @@ from std_msgs.msg import Header
 
 from kp_frontend.clocks import clock_offset, period
 from kp_frontend.ros import standins
-from kp_frontend.ros.accounts import Accounts
 from kp_frontend.ros.camera_infos import CameraInfos
+from kp_frontend.ros.image_counters import ImageCounters
 from kp_frontend.ros.messages import ImageMessage, stamp_ns
 from kp_frontend.ros.parameters import NodeConfig
 from kp_frontend.ros.topics import Topics
 
 standins.put_on_path()
-import message_filters  # noqa: E402  the real one, or ours where it is missing
+import message_filters  # noqa: E402  the installed one, or ours if it is missing
 
 SIDES = ("left", "right")
-JUMP_BACK = 500_000_000  # ns; a stamp so much before its camera's last one: time itself went back
-JUMP_AHEAD = 10_000_000_000  # ns; so much after it: nothing of before helps any more
-RECENT = 20  # images of each camera whose stamps and arrivals are remembered
-LATE_PARTNER = 0.1  # seconds between the arrivals of a pair's images that are worth a warning
+JUMP_BACK = 500_000_000  # ns; if a camera's stamps go back by more, time has jumped back
+JUMP_AHEAD = 10_000_000_000  # ns; if they go ahead by more, time has jumped ahead
+RECENT = 20  # number of recent stamps and arrival times stored per camera
+LATE_PARTNER = 0.1  # seconds between the arrivals of a pair's images above which to warn
 LATCHED = QoSProfile(
     depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
@@ -42,7 +42,7 @@ LATCHED = QoSProfile(
 
 @dataclass(frozen=True)
 class Arrived:
-    """An image in the synchroniser. `header` has its stamp on the left camera's clock."""
+    """An image in the synchroniser. The stamp in `header` is on the clock of the left camera."""
 
     header: Header
     image: ImageMessage
@@ -50,32 +50,32 @@ class Arrived:
 
 
 class StereoInput:
-    """Subscribes to both cameras and hands on the pairs, in the order of time.
+    """Subscribes to both cameras and passes on the pairs in time order.
 
     Args:
-        on_pair: called with each pair; must not raise, the synchroniser would stay locked.
-        on_jump: called with a sentence when time jumped and all that waited was given up.
-        on_bad: called with a sentence for an image that is refused.
+        on_pair: called with each pair. It must not raise, or the synchroniser stays locked.
+        on_jump: called with a message when time jumped and the waiting images were dropped.
+        on_bad: called with a message for each invalid image.
     """
 
     def __init__(
         self,
         node: LifecycleNode,
         config: NodeConfig,
-        accounts: Accounts,
+        counters: ImageCounters,
         infos: CameraInfos,
         on_pair: Callable[[ImageMessage, ImageMessage], None],
         on_jump: Callable[[str], None],
         on_bad: Callable[[str], None],
     ) -> None:
-        self._node, self._config, self._accounts, self._infos = node, config, accounts, infos
+        self._node, self._config, self._counters, self._infos = node, config, counters, infos
         self._on_pair, self._on_jump, self._on_bad = on_pair, on_jump, on_bad
         self._offset = round(1e9 * config.sync_offset)
-        # Stamp on the left camera's clock, and arrival, of each image.
+        # Stamp on the left camera's clock and arrival time of each image.
         self._recent = tuple(deque[tuple[int, int]](maxlen=RECENT) for _ in SIDES)
         self._apart = deque[int](maxlen=RECENT)  # ns from a pair's left image to its right one
         self._last_paired: list[int | None] = [None, None]
-        self._count = [0, 0]  # images that came since the last pair
+        self._count = [0, 0]  # images that arrived since the last pair
         self.topics = Topics(node, config)
         self._qos = QoSProfile(
             depth=config.queue_size,
@@ -84,10 +84,10 @@ class StereoInput:
             ),
         )
         self._subscriptions: list = []
-        self._latched: set[str] = set()  # topics of camera_info that are subscribed to as such
+        self._latched: set[str] = set()  # camera_info topics with a transient-local subscription
         gates = []
         for side, name in enumerate(SIDES):
-            # Infos first: one that comes with its image is then there before it.
+            # Infos first: then a camera_info arrives before the image with the same stamp.
             self._subscribe(CameraInfo, f"{name}/camera_info", partial(infos.add, side))
             gate = message_filters.SimpleFilter()
             for topic, kind in self.topics.of_images(name):
@@ -117,8 +117,8 @@ class StereoInput:
     def look_for_latched_infos(self) -> None:
         """Subscribe to camera_infos that were published once, before this node started.
 
-        That needs a QoS of its own. It is asked for only where a publisher offers it, else the
-        driver would warn of an incompatible subscriber.
+        This needs a transient-local subscription. It is created only if a publisher offers this
+        QoS, because otherwise the driver warns about an incompatible subscriber.
         """
         for side in self._infos.missing():
             topic = f"{SIDES[side]}/camera_info"
@@ -130,11 +130,11 @@ class StereoInput:
         self._node.get_logger().warning(self.topics.incompatible(topic))
 
     def waiting(self) -> int:
-        """Images that wait for their partner."""
+        """Number of images that wait for their partner."""
         return sum(len(queue) for queue in self._sync.queues)
 
     def close(self) -> None:
-        """End the subscriptions; what waited for a partner found none."""
+        """End the subscriptions and drop the images that wait for a partner."""
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._give_up()
@@ -149,27 +149,27 @@ class StereoInput:
         stamp = stamp_ns(image) - (self._offset if side == 1 else 0)
         header = image.header
         if header.stamp.sec < 0 or header.stamp.nanosec >= 1_000_000_000 or stamp < 0:
-            # The synchroniser cannot take it.
-            self._accounts.received(refused="bad")
+            # The synchroniser cannot handle such a stamp.
+            self._counters.received(refused="bad")
             self._on_bad(
-                f"image dropped: its stamp of {header.stamp.sec} s and {header.stamp.nanosec} ns "
-                "is no time"
+                f"image dropped: its time stamp of {header.stamp.sec} s and "
+                f"{header.stamp.nanosec} ns is invalid"
             )
             return
         self._watch_time(side, stamp)
         self._recent[side].append((stamp, came))
         last = self._last_paired[side]
         if last is not None and stamp <= last:
-            self._accounts.received(refused="late")
+            self._counters.received(refused="late")
             return
-        self._accounts.received()
+        self._counters.received()
         if stamp != stamp_ns(image):
             seconds, nanoseconds = divmod(stamp, 1_000_000_000)
             header = Header(stamp=Time(sec=seconds, nanosec=nanoseconds))
         gate.signalMessage(Arrived(header, image, came))
 
     def _watch_time(self, side: int, stamp: int) -> None:
-        """Start anew when a camera's stamps jump: a bag that loops, a clock that was set."""
+        """Restart the stream if a camera's stamps jump, for example when a bag loops."""
         if not self._recent[side]:
             return
         change = stamp - self._recent[side][-1][0]
@@ -179,33 +179,35 @@ class StereoInput:
         self._infos.clear()
         self._last_paired = [None, None]
         self._apart.clear()
-        for recent in self._recent:  # the other camera's jump is the same one
+        for recent in self._recent:  # both cameras jump, but this is one event
             recent.clear()
         direction = "ahead" if change > 0 else "back"
-        self._on_jump(f"time jumped {direction} by {abs(change) / 1e9:.1f} s: starting anew")
+        self._on_jump(
+            f"time jumped {direction} by {abs(change) / 1e9:.1f} s: tracks and queues are reset"
+        )
 
     def _paired(self, left: Arrived, right: Arrived) -> None:
-        # What is older than a pair is not waited for: pairs go on in order.
+        # Drop images that are older than this pair, so that pairs stay in order.
         for side, arrived in enumerate((left, right)):
             queue, stamp = self._sync.queues[side], stamp_ns(arrived)
             for older in [s for s in queue if s < stamp]:
                 del queue[older]
             self._last_paired[side] = stamp
-        self._accounts.paired()
+        self._counters.paired()
         self._count = [0, 0]
         self._apart.append(right.came - left.came)
         self._on_pair(left.image, right.image)
 
     def missing_infos(self) -> str:
-        """On which topics no camera_info has come, and what is there instead; empty if all came."""
+        """Topics without camera_info, with the reason if known; empty if all have arrived."""
         needed = [f"{SIDES[side]}/camera_info" for side in self._infos.needed()]
         words = " and ".join(map(self.topics.missing_info, needed))
         if len(needed) == 1 and not self._infos.raw:
-            words += "; if you set baseline, the other camera's is enough"
+            words += "; or set baseline, then the camera_info of one camera is enough"
         return words
 
     def clock_problem(self) -> str:
-        """A sentence if the images of pairs do not arrive together; empty if they do."""
+        """A message if the images of a pair do not arrive together, else an empty string."""
         frame = period([stamp for stamp, _ in self._recent[0]])
         if len(self._apart) < RECENT // 2 or frame is None:
             return ""
@@ -220,7 +222,7 @@ class StereoInput:
         )
 
     def why_no_pairs(self) -> str:
-        """The likeliest reason, in a sentence, why there were no pairs lately."""
+        """The most likely reason why there are no pairs."""
         silent = [name for name, count in zip(SIDES, self._count, strict=True) if not count]
         if silent:
             return self.topics.why_silent(silent)
@@ -239,7 +241,7 @@ class StereoInput:
         return self._stamps_apart(clock_offset(*new) or 0)
 
     def _stamps_apart(self, offset: int) -> str:
-        """How far the stamps are apart (nanoseconds, right ahead of left), and what to do."""
+        """The time stamp difference (nanoseconds, right ahead of left), and how to fix it."""
         frame = period([stamp for stamp, _ in self._recent[0]]) or 0.0
         after = ", after sync_offset" if self._offset else ""
         if abs(offset) > frame:

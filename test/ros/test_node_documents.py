@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kp_frontend.ros.accounts import REASONS
+from kp_frontend.ros.image_counters import REASONS
 from kp_frontend.ros.parameters import CONFIGS, markdown_table
 
 ROOT = Path(__file__).parents[2]

@@ -87,7 +87,7 @@ def test_features_become_odometry(follower):
     assert follower.paths[-1].header.frame_id == "world"
     assert follower.clouds[-1].width > 50
     follower.wait(lambda: follower.count("processed") == 6)
-    assert follower.status == "the camera is followed"
+    assert follower.status == "tracking"
 
 
 def test_what_cannot_be_used_is_counted_and_nothing_dies(follower):

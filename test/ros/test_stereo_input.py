@@ -18,9 +18,9 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 
 from kp_frontend.clocks import clock_offset
 from kp_frontend.health import Finding
-from kp_frontend.ros.accounts import Accounts
 from kp_frontend.ros.camera_infos import CameraInfos
 from kp_frontend.ros.diagnostics import Diagnosis, Health, LevelLog
+from kp_frontend.ros.image_counters import ImageCounters
 from kp_frontend.ros.messages import image_message, stamp_ns
 from kp_frontend.ros.parameters import NodeConfig
 from kp_frontend.ros.stereo_input import StereoInput
@@ -46,10 +46,10 @@ class Rig:
         self.pairs: list[tuple] = []
         self.bad: list[str] = []
         self.infos = CameraInfos(False, float(settings.get("baseline", 0.0)))
-        self.accounts = Accounts(lambda: self.input.waiting())
+        self.counters = ImageCounters(lambda: self.input.waiting())
         config = NodeConfig(reliable=True, **settings)
         self.input = StereoInput(
-            self.node, config, self.accounts, self.infos,
+            self.node, config, self.counters, self.infos,
             lambda *pair: self.pairs.append(pair), lambda _: None, self.bad.append,
         )  # fmt: skip
 
@@ -211,10 +211,10 @@ def send(one: Rig, count: int, ahead: int, every: int = 100_000_000) -> None:
     if not hasattr(one, "sides"):
         one.sides = [one.publisher(Image, f"{side}/image") for side in ("left", "right")]
     for i in range(count):
-        before = one.accounts.snapshot()["received"]
+        before = one.counters.snapshot()["received"]
         for publisher, offset in zip(one.sides, (0, ahead), strict=True):
             publisher.publish(grey(10 * SECOND + i * every + offset))
-        one.spin(lambda n=before: one.accounts.snapshot()["received"] == n + 2)
+        one.spin(lambda n=before: one.counters.snapshot()["received"] == n + 2)
         time.sleep(every / SECOND)
 
 
@@ -255,7 +255,7 @@ def test_stamps_that_are_not_set_are_named(rig):
     for _ in range(4):
         for publisher in one.sides:
             publisher.publish(grey(0))
-    one.spin(lambda: one.accounts.snapshot()["received"] == 8)
+    one.spin(lambda: one.counters.snapshot()["received"] == 8)
     one.input._count = [1, 1]
     assert "time stamp of all images of /left/image is 0.000000000" in one.input.why_no_pairs()
 
@@ -266,7 +266,7 @@ def test_a_stamp_that_is_no_time_is_told_in_words(rig):
     image.header.stamp.sec = -5
     one.publisher(Image, "left/image").publish(image)
     one.spin(lambda: one.bad)
-    assert one.bad == ["image dropped: its stamp of -5 s and 0 ns is no time"]
+    assert one.bad == ["image dropped: its time stamp of -5 s and 0 ns is invalid"]
 
 
 def test_the_offset_nearest_to_the_arrivals_is_found():

@@ -1,4 +1,4 @@
-"""Where every image ended: each received one is processed, dropped for one reason, or waiting."""
+"""Image counters: each received image is processed, dropped for one reason, or waiting."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections import Counter
 from collections.abc import Callable
 
 REASONS = {
-    "unpaired": "no partner came",
-    "replaced": "a newer pair came before this one's turn",
-    "bad": "the image or its stamp cannot be used",
-    "late": "a newer pair had gone on when it came",
-    "uncalibrated": "raw images without a camera_info that can be used",
+    "unpaired": "no partner arrived",
+    "replaced": "a newer pair arrived before this one was processed",
+    "bad": "the image or its time stamp is invalid",
+    "late": "the image arrived after a newer pair",
+    "uncalibrated": "raw images without a usable camera_info",
     "failed": "the engine failed",
     "stopped": "the node was deactivated or shut down",
 }
 
 
-class Accounts:
+class ImageCounters:
     """Counters of images. Written by the executor's and the worker's thread.
 
     Args:
-        waiting: how many images wait in the synchroniser for their partner; what it gave up is
-            the rest, whatever its rules are.
+        waiting: returns the number of images that wait in the synchroniser. The images that the
+            synchroniser dropped are computed from this, so its rules need not be known here.
     """
 
     def __init__(self, waiting: Callable[[], int]) -> None:
@@ -35,37 +35,37 @@ class Accounts:
         self._processed = 0
 
     def received(self, refused: str | None = None) -> None:
-        """An image came in, and goes on to the synchroniser unless it is refused for a reason."""
+        """Count an image. Without a reason to refuse it, the synchroniser gets it next."""
         with self._lock:
             self._received += 1
             if refused is not None:
                 self._refused[refused] += 1
 
     def paired(self) -> None:
-        """Two images found each other."""
+        """Count a pair of images that the synchroniser has matched."""
         with self._lock:
             self._paired += 2
 
     def processed(self) -> None:
-        """A pair's features were published."""
+        """Count a pair whose features were published."""
         with self._lock:
             self._processed += 2
 
     @property
     def pairs_processed(self) -> int:
-        """How many pairs' features were published so far."""
+        """Number of pairs whose features were published."""
         return self._processed // 2
 
     def dropped(self, reason: str) -> None:
-        """A pair was dropped for one of `REASONS`."""
+        """Count a pair that is dropped for one of `REASONS`."""
         with self._lock:
             self._dropped[reason] += 2
 
     def snapshot(self) -> dict[str, int]:
-        """Counters at one moment, taken in the executor's thread.
+        """The counters at one moment. Called in the executor's thread.
 
-        received = processed + dropped + waiting; `waiting` are images that wait for a partner or
-        for the worker, or are with it.
+        received = processed + dropped + waiting. `waiting` counts images that wait for a partner or
+        for the worker, and those that the worker processes.
         """
         with self._lock:
             reasons = self._refused + self._dropped

@@ -1,6 +1,6 @@
-"""What is published for people: points and a picture, off the critical path.
+"""Visualisation publishers: the point cloud and the debug image.
 
-A thread of its own makes them, of the newest pair, and only while somebody subscribes.
+A separate thread publishes them for the newest pair. It does no work without subscribers.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from kp_frontend.tools.overlay import draw_matches
 Item = tuple[StereoFeatures, np.ndarray, Header]
 
 
-class Extras:
+class VisualisationPublishers:
     """Publishes `~/points` and `~/debug_image`.
 
     Args:
-        config: gives the present parameters.
-        say: takes warnings in words.
+        config: returns the current parameters.
+        say: called with each warning.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Extras:
         self._node, self._config, self._say = node, config, say
         self._points = node.create_publisher(PointCloud2, "~/points", 2)
         self._image = node.create_publisher(Image, "~/debug_image", 2)
-        self._thread = NewestWins("extras", self._publish)
+        self._thread = NewestWins("visualisation", self._publish)
 
     def _wanted(self) -> tuple[bool, bool]:
         config = self._config()
@@ -47,7 +47,7 @@ class Extras:
         )
 
     def offer(self, result: StereoFeatures, left: np.ndarray, header: Header) -> None:
-        """Take a pair, if anybody wants to see it; returns at once."""
+        """Accept a pair if there are subscribers. Returns immediately."""
         if any(self._wanted()):
             self._thread.put((result, left, header))
 
@@ -59,8 +59,8 @@ class Extras:
                 self._points.publish(points_message(result, header))
             if image:
                 self._image.publish(image_message(debug_image(result, left), "bgr8", header))
-        except RCLError as error:  # the context ended meanwhile
-            self._say(f"points or picture not published: {error}")
+        except RCLError as error:  # the context was shut down meanwhile
+            self._say(f"~/points or ~/debug_image not published: {error}")
 
     def close(self) -> None:
         """End the thread and the publishers."""
@@ -70,10 +70,10 @@ class Extras:
 
 
 def debug_image(result: StereoFeatures, left: np.ndarray) -> np.ndarray:
-    """The left image with its matches, coloured by depth; without depth by disparity."""
+    """The left image with its matches, coloured by depth, or by disparity without depth."""
     inverse = 1 / result.points[:, 2]
     near = inverse if np.isfinite(inverse).any() else result.disparity
-    # From the farthest to the nearest but for a few.
+    # Percentiles, so that a few outliers do not set the colour range.
     low, high = np.nanpercentile(near, (5, 95)) if len(near) else (0.0, 1.0)
     xy = result.left.keypoints[result.left_index]
     return draw_matches(left, xy, (near - low) / max(high - low, 1e-6))
