@@ -1,4 +1,4 @@
-"""Cameras: raw pixels to rectified ones and back, disparity to depth."""
+"""Camera models: raw to rectified pixels and back, disparity to depth."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-# Distortion models of camera_info by the OpenCV functions that know them.
+# Distortion models of camera_info, by the OpenCV functions that support them.
 PINHOLE_MODELS = ("plumb_bob", "rational_polynomial")
 FISHEYE_MODELS = ("equidistant", "fisheye")
-# Other names of the same models: no name at all (as ROS's parser of calibration files takes it),
-# Kalibr's, EuRoC's and librealsense's. Spaces and hyphens count as underscores.
+# Other names of the same models: no name (as in ROS's parser of calibration files), and the names
+# of Kalibr, EuRoC and librealsense. Spaces and hyphens count as underscores.
 SAME_MODELS = {
     "": "plumb_bob",
     "none": "plumb_bob",
@@ -27,21 +27,20 @@ SAME_MODELS = {
 PINHOLE_COEFFICIENTS, FISHEYE_COEFFICIENTS = (4, 5, 8, 12, 14), (4,)
 PLAUSIBLE_BASELINE = (0.001, 5.0)  # metres: from endoscopes to the widest rigs on vehicles
 
-# A map from raw to rectified pixels has a node every MAP_STEP raw pixels, the first one MAP_MARGIN
-# pixels left of and above the image. Between the nodes it is linear.
+# A map from raw to rectified pixels has a node every MAP_STEP raw pixels. The first node is
+# MAP_MARGIN pixels left of and above the image. Values between the nodes are interpolated linearly.
 MAP_STEP, MAP_MARGIN = 2, 8
-NOWHERE = 1e9  # the map's value where the rectified image plane has no such point
-CLOSES = 0.05  # pixels; a point further from itself after there and back has no rectified place
+NOWHERE = 1e9  # value of the map for pixels that have no rectified position
+CLOSES = 0.05  # pixels; maximum error after `rectify` and `unrectify` of a valid pixel
 
 
 @dataclass(frozen=True)
 class StereoCalibration:
-    """A rectified pair of cameras, in the terms of ROS's camera_info projection matrices.
+    """A rectified stereo camera, as defined by the projection matrices in camera_info.
 
-    Frame: left rectified optical frame, x right, y down, z forward, metres. Lengths fx, fy and
-    principal point cx, cy in pixels; baseline in metres, positive. `offset` is the difference of
-    the principal points' columns, cx_left - cx_right, pixels: a point at infinity has disparity
-    `offset`, which is 0 for most rigs.
+    Frame: left rectified optical frame, x right, y down, z forward, metres. Focal lengths fx, fy
+    and principal point cx, cy in pixels; baseline in metres, positive. `offset` is cx_left -
+    cx_right in pixels: the disparity of a point at infinity, which is 0 for most rigs.
     """
 
     fx: float
@@ -64,17 +63,17 @@ class StereoCalibration:
     def from_projections(
         cls, left: npt.ArrayLike, right: npt.ArrayLike, baseline: float | None = None
     ) -> StereoCalibration:
-        """From the 3x4 projection matrices (or their 12 numbers) of both rectified cameras.
+        """Create from the 3x4 projection matrices (or their 12 numbers) of both rectified cameras.
 
-        ROS defines P[3] = -fx * Tx, Tx the position of the camera on the x axis that both share. So
-        the baseline is the difference of both, whichever camera the axis starts from.
+        ROS defines P[3] = -fx * Tx, where Tx is the position of the camera on the common x axis. So
+        the baseline is the difference of both positions, wherever the axis starts.
 
         Args:
-            baseline: metres, in place of what the matrices say; None or 0 to take theirs.
+            baseline: metres, overrides the matrices; None or 0 uses the matrices.
 
         Raises:
-            ValueError: not 12 finite numbers each, no positive focal length and baseline (all
-                zeros is what an uncalibrated camera sends), or focal lengths that differ.
+            ValueError: not 12 finite numbers each, no positive focal length or baseline (an
+                uncalibrated camera sends zeros), or different focal lengths.
         """
         p_left = np.asarray(left, np.float64).reshape(-1)
         p_right = np.asarray(right, np.float64).reshape(-1)
@@ -100,14 +99,14 @@ class StereoCalibration:
         )
 
     def doubt(self) -> str | None:
-        """Why the baseline is implausible, in one sentence; None if it is plausible."""
+        """The reason why the baseline is implausible; None if it is plausible."""
         shortest, longest = PLAUSIBLE_BASELINE
         if shortest <= self.baseline <= longest:
             return None
         why = "P[3] is probably not in metres times pixels"
         if self.baseline > longest:
             why = f"P[3] is probably in millimetres ({self.baseline:g} mm)"
-        return f"a baseline of {self.baseline:g} m is implausible, and so is every depth: {why}"
+        return f"a baseline of {self.baseline:g} m is implausible, so all depths are wrong: {why}"
 
     def disparity(self, depth: float) -> float:
         """Disparity in pixels of a point at a depth in metres (0 < depth <= inf)."""
@@ -121,7 +120,7 @@ class StereoCalibration:
             disparity: (M,) pixels.
 
         Returns:
-            (M, 3) float32, metres; NaN where the disparity is not beyond that of infinity.
+            (M, 3) float32, metres; NaN if the disparity is not larger than that of infinity.
         """
         parallax = np.asarray(disparity, np.float64) - self.offset
         with np.errstate(divide="ignore"):
@@ -155,33 +154,33 @@ def _baseline(left: np.ndarray, right: np.ndarray) -> float:
 
 
 def distortion(model: str, coefficients: npt.ArrayLike) -> tuple[str, tuple[float, ...]]:
-    """A distortion model as OpenCV's functions take it, from what drivers and files say.
+    """Convert a distortion model from camera_info or a file to the form that OpenCV needs.
 
-    Other names of a model become ROS's name. Zeros at the end are dropped or added, so that the
-    number of coefficients is one that OpenCV knows; that changes nothing of the model.
+    Other names of a model become ROS's name. Trailing zeros are removed or added so that OpenCV
+    accepts the number of coefficients. This does not change the model.
 
     Args:
         model: name, may be empty.
-        coefficients: any number of them, any shape.
+        coefficients: any number, any shape.
 
     Returns:
         One of `PINHOLE_MODELS` and `FISHEYE_MODELS`, and the coefficients.
 
     Raises:
-        ValueError: a model that is not known, or too many coefficients for it.
+        ValueError: an unknown model, or too many coefficients for it.
     """
     name = "_".join(model.lower().replace("-", " ").replace("_", " ").split())
     name = SAME_MODELS.get(name, name)
     known = PINHOLE_MODELS + FISHEYE_MODELS
     if name not in known:
-        raise ValueError(f"distortion model {model!r} is not known; known are {', '.join(known)}")
+        raise ValueError(f"distortion model {model!r} is not known; use one of {', '.join(known)}")
     values = np.asarray(coefficients, np.float64).reshape(-1)
     if not np.isfinite(values).all():
         raise ValueError("the distortion coefficients are not finite")
     used = int(np.flatnonzero(values)[-1]) + 1 if values.any() else 0
     counts = FISHEYE_COEFFICIENTS if name in FISHEYE_MODELS else PINHOLE_COEFFICIENTS
     if used > counts[-1]:
-        raise ValueError(f"{name} has {counts[-1]} coefficients at most, here are {used}")
+        raise ValueError(f"{name} has at most {counts[-1]} coefficients, not {used}")
     count = next(n for n in counts if n >= used)
     result = np.zeros(count)
     result[:used] = values[:used]
@@ -192,8 +191,8 @@ def distortion(model: str, coefficients: npt.ArrayLike) -> tuple[str, tuple[floa
 class Window:
     """The part of the sensor that an image shows: `roi` and `binning` of camera_info.
 
-    x, y, width, height in pixels of the full resolution; a width or height of 0 is the whole
-    sensor, a binning of 0 is none.
+    x, y, width, height in pixels of the full resolution. A width or height of 0 means the whole
+    sensor, a binning of 0 means no binning.
     """
 
     x: int = 0
@@ -204,33 +203,33 @@ class Window:
     binning_y: int = 0
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of the image, from those of the sensor."""
+        """Width and height of the image for those of the sensor."""
         return (
             (self.width or width) // max(1, self.binning_x),
             (self.height or height) // max(1, self.binning_y),
         )
 
     def of(self, matrix: np.ndarray) -> np.ndarray:
-        """K (3, 3) or P (3, 4) of the sensor for the image, as ROS's image_geometry has it."""
+        """Convert K (3, 3) or P (3, 4) from the sensor to the image, as in image_geometry."""
         moved = np.array(matrix, np.float64)
         moved[:2, 2] -= self.x, self.y
         moved[:2] /= np.array([[max(1, self.binning_x)], [max(1, self.binning_y)]])
         return moved
 
 
-WHOLE = Window()  # images of the whole sensor, not binned
+WHOLE = Window()  # the whole sensor without binning
 
 
 def image_matrices(
     k: np.ndarray, p: np.ndarray, sensor: tuple[int, int], window: Window, image: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """K (3, 3) and P (3, 4) for the image as it comes.
+    """K (3, 3) and P (3, 4) for an image.
 
-    An image of the sensor's size is taken as it is, even where camera_info names a binning or a
-    region: the calibration was made for this size.
+    If the image has the size of the sensor, K and P are unchanged, even if camera_info has a
+    binning or a region: the calibration is for this size.
 
     Args:
-        sensor: width and height that the calibration is for; (0, 0) if unknown.
+        sensor: width and height of the calibration; (0, 0) if unknown.
         image: width and height.
 
     Raises:
@@ -249,15 +248,15 @@ def image_matrices(
 
 @dataclass(frozen=True)
 class Camera:
-    """One camera of a stereo rig as its camera_info describes it.
+    """One camera of a stereo rig, as described by its camera_info.
 
-    `k` (9 numbers) and `d` are the raw camera's matrix and distortion, `r` (9) its rotation into
-    the rectified frame, `p` (12) the projection matrix after that. `width`, `height` are the size
-    that these are for, `window` is the part of it that images show (see `for_image`). `model` and
-    `d` are brought into OpenCV's terms by `distortion`.
+    `k` (9 numbers) and `d` are the matrix and the distortion of the raw camera, `r` (9) is the
+    rotation into the rectified frame, `p` (12) is the projection matrix of the rectified camera.
+    `width` and `height` are the image size of the calibration, `window` is the part of it that
+    images show (see `for_image`). `distortion` converts `model` and `d` for OpenCV.
 
     Raises:
-        ValueError: a distortion model that is not known, or numbers that are no calibration.
+        ValueError: an unknown distortion model, or an invalid calibration.
     """
 
     width: int
@@ -284,10 +283,10 @@ class Camera:
             raise ValueError("r is no rotation: the camera is not calibrated for rectification")
 
     def for_image(self, width: int, height: int) -> Camera:
-        """The camera of images of this size, with K and P for the pixels of the image.
+        """The camera for images of this size, with K and P in pixels of the image.
 
         Raises:
-            ValueError: it is for images of another size.
+            ValueError: the calibration is for another image size.
         """
         matrices = np.reshape(self.k, (3, 3)), np.reshape(self.p, (3, 4))
         size = (self.width, self.height)
@@ -305,7 +304,7 @@ class Camera:
         return k, np.array(self.d), r, np.reshape(self.p, (3, 4))[:, :3]
 
     def rectify(self, xy: np.ndarray) -> np.ndarray:
-        """Raw pixels (N, 2) to rectified ones (N, 2), NaN where there is no such point."""
+        """Convert raw pixels (N, 2) to rectified pixels (N, 2), NaN if there is no such point."""
         k, d, r, p = self._matrices()
         raw = np.asarray(xy, np.float64).reshape(-1, 1, 2)
         exact = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-10)
@@ -314,13 +313,13 @@ class Camera:
         else:
             found = cv2.undistortPointsIter(raw, k, d, r, p, exact)
         found = found[:, 0]
-        # A lens model folds over somewhere beyond the image's corners; a point must come back.
+        # Beyond the image corners a lens model is ambiguous. Check that `unrectify` inverts it.
         back = self.unrectify(np.where(np.isfinite(found), found, 0.0))
         closes = np.abs(back - raw[:, 0]).max(1) < CLOSES
         return np.where((closes & np.isfinite(found).all(1))[:, None], found, np.nan)
 
     def unrectify(self, xy: np.ndarray) -> np.ndarray:
-        """Rectified pixels (N, 2) to raw ones (N, 2), NaN behind the camera."""
+        """Convert rectified pixels (N, 2) to raw pixels (N, 2), NaN behind the camera."""
         k, d, r, p = self._matrices()
         ones = np.ones((len(xy), 1))
         rays = np.hstack([np.asarray(xy, np.float64), ones]) @ np.linalg.inv(p).T @ r
@@ -338,7 +337,7 @@ class Camera:
         return raw
 
     def map(self) -> np.ndarray:
-        """Rectified place of each node of the grid over the raw image, (2, h, w) float32."""
+        """Rectified position of each node of the grid over the raw image, (2, h, w) float32."""
         x = np.arange(-MAP_MARGIN, self.width + MAP_MARGIN + 1, MAP_STEP)
         y = np.arange(-MAP_MARGIN, self.height + MAP_MARGIN + 1, MAP_STEP)
         places = self.rectify(np.stack(np.meshgrid(x, y), -1).reshape(-1, 2))
@@ -348,7 +347,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class RawStereoCalibration(StereoCalibration):
-    """A pair of cameras whose images are raw: the rectified pair, and the way there.
+    """A stereo camera with raw images: the rectified cameras and the maps from raw to rectified.
 
     `maps` (2, 2, h, w) float32 are the left and right `Camera.map`.
     """
@@ -361,13 +360,13 @@ class RawStereoCalibration(StereoCalibration):
     def from_cameras(
         cls, left: Camera, right: Camera, baseline: float | None = None
     ) -> RawStereoCalibration:
-        """Make the maps; takes a while (0.1 s for 640x480).
+        """Compute the maps. This takes about 0.1 s for 640x480 images.
 
         Args:
-            baseline: metres, in place of what the cameras' projection matrices say.
+            baseline: metres, overrides the projection matrices.
 
         Raises:
-            ValueError: cameras of different sizes, or no baseline between them.
+            ValueError: the cameras have different image sizes, or there is no baseline.
         """
         if (left.width, left.height) != (right.width, right.height):
             raise ValueError(
@@ -380,7 +379,7 @@ class RawStereoCalibration(StereoCalibration):
 
 
 def identity_maps(width: int, height: int) -> np.ndarray:
-    """Maps (2, 2, h, w) of cameras whose raw images are rectified already."""
+    """Maps (2, 2, h, w) that do not change positions, for images that are already rectified."""
     x = np.arange(-MAP_MARGIN, width + MAP_MARGIN + 1, MAP_STEP, dtype=np.float32)
     y = np.arange(-MAP_MARGIN, height + MAP_MARGIN + 1, MAP_STEP, dtype=np.float32)
     return np.stack([np.stack(np.meshgrid(x, y))] * 2)

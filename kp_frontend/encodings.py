@@ -1,8 +1,7 @@
-"""Images in the encodings of ROS to grey ones. One conversion for the node, bags and training.
+"""Converts ROS images to grey images. The node, the bag reader and the training use it.
 
 An image is any object with the fields of sensor_msgs/Image (`data`, `encoding`, `width`, `height`,
-`step`, `is_bigendian`) or of sensor_msgs/CompressedImage (`data`, `format`). Nothing of ROS is
-imported.
+`step`, `is_bigendian`) or of sensor_msgs/CompressedImage (`data`, `format`). ROS is not imported.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from typing import Any
 import cv2
 import numpy as np
 
-BIT_DEPTHS = (8, 10, 12, 14, 16)  # of sensors
+BIT_DEPTHS = (8, 10, 12, 14, 16)  # common bit depths of sensors
 BIT_DEPTH_CHOICES = ("auto", *map(str, BIT_DEPTHS))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How an encoding stores an image.
+    """Memory layout of an encoding.
 
-    `bits` of a value, `channels` of a pixel; `code`, OpenCV's conversion to grey; `luma`, the
-    channel that is the grey value already; `planes`, the bytes of a whole image for each byte of
-    its first plane, which holds the grey values.
+    `bits` per value, `channels` per pixel; `code`, OpenCV's conversion to grey; `luma`, the channel
+    that contains the grey value; `planes`, the size of the whole image relative to its first plane,
+    which contains the grey values.
     """
 
     bits: int
@@ -37,12 +36,12 @@ class Layout:
 
 _COLOURS = {"bgr": (3, cv2.COLOR_BGR2GRAY), "rgb": (3, cv2.COLOR_RGB2GRAY),
             "bgra": (4, cv2.COLOR_BGRA2GRAY), "rgba": (4, cv2.COLOR_RGBA2GRAY)}  # fmt: skip
-# ROS names a Bayer pattern by the first two pixels of its first two rows, OpenCV by the second and
-# third of its second row.
+# ROS names a Bayer pattern after the first two pixels of the first two rows, OpenCV after the
+# second and third pixel of the second row.
 _BAYER = {"rggb": cv2.COLOR_BayerBG2GRAY, "bggr": cv2.COLOR_BayerRG2GRAY,
           "gbrg": cv2.COLOR_BayerGR2GRAY, "grbg": cv2.COLOR_BayerGB2GRAY}  # fmt: skip
 _BITS = (8, 16)
-# All names are compared in lower case.
+# Names in lower case.
 LAYOUTS: dict[str, Layout] = {
     **{f"mono{bits}": Layout(bits, 1) for bits in _BITS},
     **{f"{bits}uc1": Layout(bits, 1) for bits in _BITS},
@@ -56,18 +55,18 @@ LAYOUTS: dict[str, Layout] = {
     **{name: Layout(8, 1, planes=1.5) for name in ("nv12", "nv21")},
     "nv24": Layout(8, 1, planes=3.0),
 }  # fmt: skip
-DEPTH = "16uc1"  # usually a depth image: read as a grey one only if a bit depth is given
+DEPTH = "16uc1"  # usually a depth image: read as a grey image only if a bit depth is given
 
 
 @dataclass(frozen=True)
 class _Pixels:
-    """Values (H, W) or (H, W, C), uint8 or uint16 in this machine's byte order, and their code."""
+    """Pixel values (H, W) or (H, W, C), uint8 or native uint16, and the conversion to grey."""
 
     values: np.ndarray
     code: int | None
 
     def grey(self, bit_depth: int) -> np.ndarray:
-        """(H, W) uint8; values of 16 bits are scaled so that 2^bit_depth - 1 becomes 255."""
+        """Grey image (H, W) uint8. 16-bit values are scaled so that 2^bit_depth - 1 becomes 255."""
         values = self.values
         if self.code is not None:
             values = cv2.cvtColor(values, self.code)
@@ -85,34 +84,35 @@ def to_grey(
     is_bigendian: bool = False,
     bit_depth: int = 16,
 ) -> np.ndarray:
-    """The grey image of pixels in one of the encodings of sensor_msgs/image_encodings.
+    """Convert pixels in one of the encodings of sensor_msgs/image_encodings to a grey image.
 
     Args:
-        data: bytes, `step` for each row.
-        encoding: its name, in any case.
-        bit_depth: bits in use of values of 16 bits; the largest becomes 255, greater ones too.
+        data: bytes, `step` per row.
+        encoding: name of the encoding; case does not matter.
+        bit_depth: significant bits of 16-bit values. The largest value of this depth, and larger
+            ones, become 255.
 
     Returns:
-        (height, width) uint8; a view of `data` where it is grey already.
+        (height, width) uint8; a view of `data` if the image is already grey.
 
     Raises:
-        ValueError: an encoding that is no image's, or sizes that do not fit each other.
+        ValueError: an unsupported encoding, or inconsistent sizes.
     """
     return _unpack(data, encoding, width, height, step, is_bigendian).grey(bit_depth)
 
 
 class GreyConverter:
-    """Makes grey images of image messages, and finds out the bit depth of 16-bit ones.
+    """Converts image messages to grey images and determines the bit depth of 16-bit images.
 
-    With `auto` the bit depth is the smallest of `BIT_DEPTHS` that holds the greatest value seen so
-    far. It grows when a greater value comes and never falls.
+    With `auto` the bit depth is the smallest of `BIT_DEPTHS` that holds the largest value so far.
+    It never decreases.
 
     Args:
-        bit_depth: one of `BIT_DEPTH_CHOICES`. A number also lets 16UC1 be read as an image.
-        say: called with a sentence whenever `auto` takes another bit depth.
+        bit_depth: one of `BIT_DEPTH_CHOICES`. A number also enables 16UC1 images.
+        say: called with a message when `auto` changes the bit depth.
 
     Raises:
-        ValueError: another bit depth.
+        ValueError: `bit_depth` is invalid.
     """
 
     def __init__(self, bit_depth: str = "auto", say: Callable[[str], None] | None = None) -> None:
@@ -126,21 +126,21 @@ class GreyConverter:
         self.greatest = 0  # value seen in 16-bit images
 
     def __call__(self, message: Any) -> np.ndarray:
-        """The grey image (H, W) uint8 of a message; a view of its data if that is grey.
+        """The grey image (H, W) uint8 of a message; a view of its data if it is already grey.
 
         Raises:
-            ValueError: it cannot be decoded; the reason is one line.
+            ValueError: it cannot be decoded; the message is one line.
         """
         return self.images([message])[0]
 
     def images(self, messages: Sequence[Any], names: Sequence[str] = ()) -> list[np.ndarray]:
-        """The grey images of messages that belong together, all with one bit depth.
+        """The grey images of messages that belong together, with the same bit depth.
 
         Args:
-            names: of the images, for the reasons.
+            names: names of the images for error messages.
 
         Raises:
-            ValueError: one cannot be decoded; the reason is one line.
+            ValueError: one cannot be decoded; the message is one line.
         """
         pixels = []
         for i, message in enumerate(messages):
@@ -168,7 +168,7 @@ class GreyConverter:
         return pixels
 
     def clipped(self) -> str:
-        """A sentence if values came that are too great for the bit depth that was given."""
+        """A message if values exceed the given bit depth, else an empty string."""
         if self._given is None or self.greatest < 2**self._given:
             return ""
         return (
@@ -177,7 +177,7 @@ class GreyConverter:
         )
 
     def unused_bits(self) -> str:
-        """A sentence if the values so far need much less than the bit depth that was given."""
+        """A message if the values so far need far fewer bits than given, else an empty string."""
         if self._given is None or not 0 < self.greatest < 2 ** (self._given - 2):
             return ""
         return (
@@ -235,7 +235,7 @@ def _unpack(
 
 
 def _luma_step(layout: Layout, size: int, row: int, height: int, step: int) -> int:
-    """Bytes of a row of the first plane: `step` is that, or a share of all planes' bytes."""
+    """Bytes per row of the first plane. `step` is this, or the share of a row in all planes."""
     whole = round(size / (height * layout.planes))
     if whole >= row and round(whole * height * layout.planes) == size:
         return whole
@@ -254,7 +254,7 @@ def _decode(message: Any) -> _Pixels:
     data = np.frombuffer(message.data, np.uint8)
     if data[:2].tobytes() == b"\xff\xd8" and b"\xff\xd9" not in data.tobytes():
         raise ValueError(f"{name} is cut short")
-    # As it is stored: neither turned by EXIF's orientation nor reduced to 8 bits.
+    # Unchanged: without the EXIF orientation, and not reduced to 8 bits.
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(data, flags) if data.size else None

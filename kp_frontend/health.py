@@ -1,8 +1,8 @@
-"""Are the results worth anything? The likeliest cause if not. For the node and for bags alike.
+"""Plausibility checks of the results, for the node and the bag evaluation.
 
-A stream of features can flow without a fault and still be wrong: a covered lens, left and right
-swapped, images that are not rectified, a calibration in millimetres. `HealthMonitor` looks at the
-newest pairs and names such causes.
+Features can be published without an error and still be wrong, for example if a lens is covered,
+left and right are swapped, the images are not rectified, or the calibration is in millimetres.
+`HealthMonitor` checks the newest pairs and reports the most likely cause.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from kp_frontend.mismatches import USUAL_SHARE, doubtful, row_evidence, why_unma
 
 Cameras = tuple[Camera, Camera]
 
-SECONDS = 3.0  # of the newest pairs that are judged
-LEAST_SECONDS, LEAST_PAIRS = 1.0, 3  # that there must be before keypoints and matches are judged
+SECONDS = 3.0  # duration of the newest pairs that are checked
+LEAST_SECONDS, LEAST_PAIRS = 1.0, 3  # minimum needed to check keypoints and matches
 FEW_KEYPOINTS = 30
-SAMPLES = 4096  # pixels of an image of which the grey values are looked at
-PERCENTILES = (2, 98)  # of the grey values: their range
-DULL = 24  # grey values; a smaller range shows nothing
-DARK, BRIGHT = 48, 220  # grey values; a dull image below or above them
-ROWS_PAIRS, ROWS_MATCHES = 300, 1000  # newest pairs, and matches in them, that judge the rows
-ROWS_OFF = 0.5  # pixels of median row offset that are worth a warning
-RAW_MOVES = 2.0  # pixels by which rectification must move points for raw images to matter
-RAW_LOOKS = 10  # pairs, one for each look, that tell raw images from rectified ones
-RAW_ROWS = 0.15  # pixels (rms) by which raw images' rows must differ for matches to tell
-PLAUSIBLE_FOCAL = (0.1, 20.0)  # of the image's width: fields of view from 157 to 3 degrees
+SAMPLES = 4096  # number of pixels per image that are sampled for grey values
+PERCENTILES = (2, 98)  # percentiles of the grey values that define their range
+DULL = 24  # minimum range of grey values of a useful image
+DARK, BRIGHT = 48, 220  # grey values below or above which a dull image is dark or overexposed
+ROWS_PAIRS, ROWS_MATCHES = 300, 1000  # number of newest pairs, and of matches, for the row offset
+ROWS_OFF = 0.5  # pixels; median row offset above which to warn
+RAW_MOVES = 2.0  # pixels; smaller motions by rectification are ignored
+RAW_LOOKS = 10  # number of pairs, one per check, to tell raw images from rectified ones
+RAW_ROWS = 0.15  # pixels (rms); minimum row differences of raw images to detect them by matches
+PLAUSIBLE_FOCAL = (0.1, 20.0)  # share of the image width: fields of view from 157 to 3 degrees
 PLAUSIBLE_DEPTH = (0.01, 1000.0)  # metres
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that makes results worthless or doubtful: a cause by name, and a sentence."""
+    """A problem that makes the results wrong or doubtful: the name of its cause, and a message."""
 
     cause: str
     words: str
@@ -48,25 +48,25 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Pair:
-    """What is remembered of a pair."""
+    """Statistics of a pair."""
 
     time: float
     keypoints: tuple[int, int]
     matches: int
-    doubtful: bool  # few of the matches, if any, are right
-    rare: bool  # less of the keypoints are matched than usual
+    doubtful: bool  # most matches are probably wrong
+    rare: bool  # the share of matched keypoints is lower than usual
     row_offset: float
     depth: float  # median, metres
     greys: tuple[tuple[float, float], tuple[float, float]]  # range of the left and right image
-    same: bool  # both images are one
+    same: bool  # both images are equal
 
 
 class HealthMonitor:
-    """Judges the newest pairs. One thread may add pairs while another asks for findings.
+    """Checks the newest pairs. One thread may add pairs while another calls `findings`.
 
     Args:
-        topics: of the left and right images; their names may say that they are raw.
-        grey: what made the images, for what it knows of their bit depth.
+        topics: topics of the left and right images. Their names may contain `raw`.
+        grey: the converter of the images, which knows their bit depth.
     """
 
     def __init__(self, topics: Sequence[str] = (), grey: GreyConverter | None = None) -> None:
@@ -77,7 +77,7 @@ class HealthMonitor:
         self._raw_evidence: deque[tuple[float, float, float, int]] = deque(maxlen=RAW_LOOKS)
         self._moves: tuple[Cameras | None, bool] = (None, False)
 
-        self.depths = (0.0, math.inf)  # metres; the depths that are searched
+        self.depths = (0.0, math.inf)  # metres; limits of the disparity search
 
     def clear(self) -> None:
         """Forget all pairs."""
@@ -94,12 +94,12 @@ class HealthMonitor:
         right: np.ndarray,
         cameras: Cameras | None = None,
     ) -> None:
-        """Take note of a pair.
+        """Add a pair.
 
         Args:
-            time: seconds, of any clock.
+            time: seconds on any clock.
             left, right: the images, (H, W) uint8.
-            cameras: what camera_info says of both, for images of this size.
+            cameras: both cameras from camera_info, for images of this size.
         """
         samples = _sample(left), _sample(right)
         depth = result.points[:, 2]
@@ -116,16 +116,16 @@ class HealthMonitor:
             left.shape == right.shape and bool((samples[0] == samples[1]).all()),
         )
         with self._lock:
-            if self._pairs and time < self._pairs[-1].time:  # time went back: another stream
+            if self._pairs and time < self._pairs[-1].time:  # time went back: a new stream
                 self._pairs.clear()
             self._pairs.append(pair)
             self._last = result, cameras
 
     def findings(self, least_seconds: float = LEAST_SECONDS) -> list[Finding]:
-        """What is wrong, the likeliest cause first; empty if nothing is.
+        """The findings, the most likely cause first; empty without a problem.
 
         Args:
-            least_seconds: that the newest pairs must span before keypoints and matches are judged.
+            least_seconds: minimum duration of the newest pairs to check keypoints and matches.
         """
         with self._lock:
             pairs, last = list(self._pairs), self._last
@@ -151,7 +151,7 @@ class HealthMonitor:
         return found
 
     def _poor(self, recent: list[_Pair], result: StereoFeatures, raw: str) -> list[Finding]:
-        """Keypoints or matches near nothing, and why."""
+        """Findings for too few keypoints or matches."""
         keypoints = np.median([pair.keypoints for pair in recent], axis=0)
         matches = float(np.median([pair.matches for pair in recent]))
         most_doubtful, most_rare = (
@@ -162,7 +162,7 @@ class HealthMonitor:
             return []
         greys = np.median([pair.greys for pair in recent], axis=0)
         if not most_doubtful:
-            # Between cameras that converge even swapped images have some matches.
+            # If the cameras converge, even swapped images have some matches.
             cause, words = why_unmatched(result, self.depths)
             return [Finding(cause, words)] if cause == "swapped" and not raw else []
         if blind := self._blind(greys):
@@ -182,7 +182,7 @@ class HealthMonitor:
         return [Finding(cause, f"{matches:.0f} matches of {min(keypoints):.0f} keypoints: {words}")]
 
     def _blind(self, greys: np.ndarray) -> list[Finding]:
-        """Images, by their ranges of grey values (2, 2), that show nothing."""
+        """Findings for dark, overexposed or blank images, by their ranges of grey values (2, 2)."""
         told = [_dull(low, high) for low, high in greys]
         if told[0] and told[1] and told[0][0] == told[1][0]:
             word, why = told[0]
@@ -198,7 +198,7 @@ class HealthMonitor:
         return f"; {unused}" if unused else ""
 
     def _raw(self, result: StereoFeatures, cameras: Cameras | None) -> str:
-        """A sentence if images taken for rectified ones are raw; empty if not, or not known."""
+        """A message if images that should be rectified look raw, else an empty string."""
         if cameras is None or isinstance(result.calibration, RawStereoCalibration):
             return ""
         if cameras != self._moves[0]:
@@ -209,30 +209,31 @@ class HealthMonitor:
         remedy = "set input to raw, or rectify them first"
         if named := [topic for topic in self._topics if says_raw(topic)]:
             return (
-                f"the images look raw, not rectified: {named[0]} is named so, and camera_info says "
-                f"that rectification changes them; {remedy}"
+                f"the images look raw, not rectified: the topic is {named[0]}, and camera_info "
+                f"contains a rectification that changes them; {remedy}"
             )
         self._raw_evidence.append(row_evidence(result, cameras))
         explained, expected, total, count = np.sum(self._raw_evidence, axis=0)
         if expected == 0:
             return ""
-        # Least squares: 1 if the matches' rows differ as those of raw images do, 0 if not at all.
+        # Least squares: 1 if the row differences of the matches are those of raw images, 0 if the
+        # images are rectified.
         share, error = explained / expected, math.sqrt(total / count / expected)
         if math.sqrt(expected / count) > RAW_ROWS and 0.5 + 3 * error < share < 1.5:
             return (
-                "the images look raw, not rectified: matches keep to their rows better after "
-                f"rectification by camera_info; {remedy}"
+                "the images look raw, not rectified: rectification by camera_info improves the row "
+                f"alignment of the matches; {remedy}"
             )
         return ""
 
 
 def says_raw(topic: str) -> bool:
-    """Whether the name of an image topic says that its images are not rectified."""
+    """Whether the name of an image topic indicates raw images."""
     return "raw" in topic and "rect" not in topic
 
 
 def moves_points(camera: Camera) -> bool:
-    """Whether rectification moves some points of a camera's images by more than `RAW_MOVES`."""
+    """Whether rectification moves some pixels by more than `RAW_MOVES`."""
     x, y = (np.linspace(0, size - 1, 5) for size in (camera.width, camera.height))
     grid = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
     moved = np.abs(camera.rectify(grid) - grid)
@@ -250,7 +251,7 @@ def _range(grey: np.ndarray) -> tuple[float, float]:
 
 
 def _dull(low: float, high: float) -> tuple[str, str] | None:
-    """What an image with a range of grey values shows if it shows nothing, and why."""
+    """A description and a reason if the range of grey values is too small, else None."""
     if high - low >= DULL:
         return None
     values = f"grey values from {low:.0f} to {high:.0f} of 255"
@@ -262,7 +263,7 @@ def _dull(low: float, high: float) -> tuple[str, str] | None:
 
 
 def _rows_off(pairs: list[_Pair]) -> list[Finding]:
-    """The rows of the rig are off; nothing if not, or if too few matches tell."""
+    """A finding if the row offset of the rig is too large; none with too few matches."""
     offsets = [pair.row_offset for pair in pairs if not math.isnan(pair.row_offset)]
     if not offsets or sum(pair.matches for pair in pairs) < ROWS_MATCHES:
         return []
@@ -274,7 +275,7 @@ def _rows_off(pairs: list[_Pair]) -> list[Finding]:
 
 
 def _depth_doubts(recent: list[_Pair]) -> list[Finding]:
-    """Depths that no scene has."""
+    """A finding for implausible depths."""
     depths = [pair.depth for pair in recent if not (math.isnan(pair.depth) or pair.doubtful)]
     depth = float(np.median(depths)) if depths else math.nan
     if not (depth < PLAUSIBLE_DEPTH[0] or depth > PLAUSIBLE_DEPTH[1]):
@@ -289,7 +290,7 @@ def _depth_doubts(recent: list[_Pair]) -> list[Finding]:
 
 
 def _calibration_doubts(result: StereoFeatures) -> list[Finding]:
-    """What of the calibration is implausible for images of this size."""
+    """Findings for a calibration that is implausible for images of this size."""
     calibration = result.calibration
     if calibration is None:
         return []

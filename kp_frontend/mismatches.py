@@ -1,4 +1,4 @@
-"""Few or wrong stereo matches: are there, and why?"""
+"""Detects few or wrong stereo matches and finds the cause."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ import numpy as np
 from kp_frontend.calibration import Camera
 from kp_frontend.features import StereoFeatures
 
-FEW_MATCHES, FEW_MATCHES_SHARE = 25, 0.04  # fewer than the number, or the share of the keypoints
-# Below this share of the keypoints matches are doubted: less of them than AGREE have a disparity
-# like their neighbours, or the median cosine of their descriptors is less than ALIKE. On
-# Middlebury wrong pairs have shares up to .15; right ones, also dim or noisy, agree.
+FEW_MATCHES, FEW_MATCHES_SHARE = 25, 0.04  # minimum number of matches, and share of the keypoints
+# If fewer than DOUBTED_SHARE of the keypoints match, the matches are checked. They are doubtful if
+# a share below AGREE has a disparity similar to their neighbours, or if the median cosine
+# similarity is below ALIKE. On Middlebury, wrong pairs have shares up to 0.15. Correct pairs agree,
+# also dim or noisy ones.
 DOUBTED_SHARE, AGREE, ALIKE = 0.15, 0.65, 0.7
 NEIGHBOURS, LIKE_NEIGHBOURS = 6, (3.0, 0.1)  # pixels, share of the disparity
-MOST_COMPARED = 1024  # keypoints of each image, to find out why there are few matches
-SIMILAR = 0.6  # cosine of descriptors
+MOST_COMPARED = 1024  # maximum number of keypoints per image used to find the cause
+SIMILAR = 0.6  # minimum cosine similarity
 SAME_ROW = 2.0  # pixels
-SWAPPED = 2  # times as many matches with a negative disparity as with a positive one
-USUAL_SHARE = 0.4  # of the keypoints that are matched at least in good pairs of Middlebury
-CONSENSUS, CONSENSUS_SHARE = 30, 0.3  # matches that agree are no accident
+SWAPPED = 2  # minimum ratio of matches with negative disparity to those with positive disparity
+USUAL_SHARE = 0.4  # minimum share of matched keypoints in good pairs of Middlebury
+CONSENSUS, CONSENSUS_SHARE = 30, 0.3  # minimum number, and share, of matches that agree
 
 
 def doubtful(result: StereoFeatures) -> bool:
-    """Whether matches are near nothing, or so few and unlike each other that most are wrong."""
+    """Whether there are almost no matches, or few that disagree, so that most are wrong."""
     keypoints = min(len(result.left), len(result.right))
     count = len(result)
     if count < max(FEW_MATCHES, FEW_MATCHES_SHARE * keypoints):
@@ -47,13 +48,13 @@ def doubtful(result: StereoFeatures) -> bool:
 def why_unmatched(
     result: StereoFeatures, depths: tuple[float, float] = (0.0, math.inf)
 ) -> tuple[str, str]:
-    """The likeliest cause, and a sentence, of few matches between images with many keypoints.
+    """The most likely cause of few matches between images with many keypoints, and a message.
 
-    Descriptors are matched again without the limits of a rectified pair: what agrees then, and
-    where, tells the cause.
+    Descriptors are matched again without the limits of a rectified pair. The positions of these
+    matches show the cause.
 
     Args:
-        depths: nearest and farthest that are searched, metres.
+        depths: minimum and maximum depth of the disparity search, metres.
     """
     left, right = _loose_matches(result)
     rows = right[:, 1] - left[:, 1]
@@ -61,7 +62,7 @@ def why_unmatched(
     disparity = (left[:, 0] - right[:, 0] - infinity)[np.abs(rows) <= SAME_ROW]
     ahead, behind = int((disparity > 1).sum()), int((disparity < -1).sum())
     if behind >= max(CONSENSUS, SWAPPED * ahead):
-        return "swapped", "left and right are swapped: many match when tried the other way round"
+        return "swapped", "left and right are swapped: many keypoints match the other way round"
     if ahead >= max(CONSENSUS, SWAPPED * behind):
         return _refused(result, float(np.median(disparity[disparity > 1])), depths)
     enough = max(CONSENSUS, CONSENSUS_SHARE * len(rows))
@@ -90,9 +91,9 @@ def why_unmatched(
 
 
 def _loose_matches(result: StereoFeatures) -> tuple[np.ndarray, np.ndarray]:
-    """Places (M, 2) in both images of mutual nearest neighbours that are alike, wherever they are.
+    """Positions (M, 2) in both images of similar mutual nearest neighbours, without other limits.
 
-    Only the strongest keypoints are looked at.
+    Only the strongest keypoints are used.
     """
     left, right = (side.descriptors[:MOST_COMPARED] for side in (result.left, result.right))
     similarity = left @ right.T
@@ -105,15 +106,16 @@ def _loose_matches(result: StereoFeatures) -> tuple[np.ndarray, np.ndarray]:
 def _refused(
     result: StereoFeatures, parallax: float, depths: tuple[float, float]
 ) -> tuple[str, str]:
-    """Why matches that keep to their rows are not taken; `parallax` is their usual one, pixels."""
+    """Why matches along the rows are rejected; `parallax` is their median disparity, pixels."""
     calibration = result.calibration
     if calibration is not None:
         depth = calibration.fx * calibration.baseline / parallax
         if not depths[0] <= depth <= depths[1]:
             return (
                 "depth limits",
-                f"many match with disparities around {parallax + calibration.offset:.0f} px, a "
-                f"depth of {depth:.3g} m by camera_info, which min_depth or max_depth rules out",
+                f"many keypoints match with disparities around "
+                f"{parallax + calibration.offset:.0f} px, which is a depth of {depth:.3g} m by "
+                "camera_info, outside min_depth to max_depth",
             )
     return (
         "poor images",
@@ -124,11 +126,11 @@ def _refused(
 def row_evidence(
     result: StereoFeatures, cameras: tuple[Camera, Camera]
 ) -> tuple[float, float, float, int]:
-    """How the rows of matches would change by rectification, and how that fits their differences.
+    """Compare the row differences of matches with those expected of raw images.
 
     Returns:
-        Sums over the matches: difference times expected difference of raw images, the square of
-        the latter, the square of the former; and the number of matches.
+        Sums over the matches: difference times expected difference, expected difference squared,
+        difference squared; and the number of matches.
     """
     left = result.left.keypoints[result.left_index]
     right = result.right.keypoints[result.right_index]

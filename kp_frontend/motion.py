@@ -1,5 +1,4 @@
-"""How the camera moved between two frames, for tracking: where points are to be expected next, and
-which tracks contradict the others."""
+"""Camera motion between two frames for tracking: predicts points and finds outlier tracks."""
 
 from __future__ import annotations
 
@@ -10,31 +9,31 @@ import numpy as np
 
 from kp_frontend.calibration import StereoCalibration
 
-FEWEST = 12  # points for an estimate
-ENOUGH = 200  # points that the fit uses, evenly among all
-ROUNDS = 4  # of the trimmed fit
-TRIM = 2.5  # points are left out whose error is more than this many times the median
-SURE = 1.0  # pixels; points with a smaller error are never left out of the fit
-LEAST_SHARE = 0.5  # of the points that must agree with the motion, else it is not known
-CONTRADICTS = 2.5  # pixels; a point that is farther from where the motion takes it contradicts it
-EPIPOLAR = 1.5  # pixels; the same for the distance from the epipolar line, without depth
-LEAST_PARALLAX = 1.0  # pixels; with less median motion epipolar lines say nothing
+FEWEST = 12  # minimum number of points for an estimate
+ENOUGH = 200  # number of points that the fit uses, evenly among all
+ROUNDS = 4  # iterations of the trimmed fit
+TRIM = 2.5  # points with an error above this multiple of the median are trimmed
+SURE = 1.0  # pixels; points with a smaller error are never trimmed
+LEAST_SHARE = 0.5  # minimum share of inliers; with fewer the motion is unknown
+CONTRADICTS = 2.5  # pixels; minimum reprojection error of an outlier
+EPIPOLAR = 1.5  # pixels; minimum distance of an outlier from its epipolar line, without depth
+LEAST_PARALLAX = 1.0  # pixels; minimum median motion for the epipolar check
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Points of the frame before in the frame now: x_now = rotation @ x_before + translation."""
+    """Motion from the previous to the current frame: x_now = rotation @ x_before + translation."""
 
     rotation: np.ndarray
     translation: np.ndarray
 
     def apply(self, points: np.ndarray) -> np.ndarray:
-        """Points (N, 3) of the frame before, metres, in the frame now."""
+        """Transform points (N, 3) of the previous frame, metres, to the current frame."""
         return points @ self.rotation.T + self.translation
 
 
 def project(points: np.ndarray, calibration: StereoCalibration) -> np.ndarray:
-    """Left rectified pixels (N, 2) of points (N, 3), NaN where they are not in front."""
+    """Project points (N, 3) to left rectified pixels (N, 2), NaN behind the camera."""
     z = np.where(points[:, 2] > 1e-3, points[:, 2], np.nan)
     x = calibration.fx * points[:, 0] / z + calibration.cx
     return np.column_stack([x, calibration.fy * points[:, 1] / z + calibration.cy])
@@ -43,18 +42,18 @@ def project(points: np.ndarray, calibration: StereoCalibration) -> np.ndarray:
 def rigid_motion(
     points: np.ndarray, xy: np.ndarray, calibration: StereoCalibration, start: Motion | None
 ) -> tuple[Motion | None, np.ndarray]:
-    """The motion that takes most points to their pixels, and which points contradict it.
+    """Estimate the motion that most points agree with, and its outliers.
 
-    A trimmed fit: Levenberg-Marquardt (`cv2.solvePnPRefineLM`) over the points with the smaller
-    errors, again and again.
+    A trimmed fit: repeats Levenberg-Marquardt (`cv2.solvePnPRefineLM`) on the points with smaller
+    errors.
 
     Args:
-        points: (N, 3) of the frame before, metres.
-        xy: (N, 2) rectified left pixels in the frame now.
-        start: first guess; None for no motion.
+        points: (N, 3) of the previous frame, metres.
+        xy: (N, 2) rectified left pixels in the current frame.
+        start: initial guess; None for no motion.
 
     Returns:
-        The motion, None if too few points agree on one, and (N,) bool.
+        The motion, or None without enough inliers, and the outliers (N,) bool.
     """
     nothing = np.zeros(len(points), bool)
     if len(points) < FEWEST:
@@ -85,13 +84,13 @@ def rigid_motion(
 def _errors(
     points: np.ndarray, xy: np.ndarray, motion: Motion, calibration: StereoCalibration
 ) -> np.ndarray:
-    """Distance (N,) of pixels from where a motion takes points, infinite behind the camera."""
+    """Reprojection errors (N,) in pixels, infinite behind the camera."""
     off = np.linalg.norm(project(motion.apply(points), calibration) - xy, axis=1)
     return np.where(np.isfinite(off), off, np.inf)
 
 
 def off_epipolar(before: np.ndarray, now: np.ndarray) -> np.ndarray:
-    """Which points contradict the epipolar geometry of the others, without depth (N,) bool.
+    """Outliers (N,) bool of the epipolar geometry. Needs no depth.
 
     Args:
         before, now: (N, 2) pixels in both frames.

@@ -94,7 +94,7 @@ def test_no_calibration_at_all_is_told(rig, capsys):
         ({"projection_matrix": {"data": [float("nan")] * 12}}, "non-finite"),
         ({"projection_matrix": {"rows": 3}}, "projection_matrix has no numbers"),
         ({"distortion_model": "odd"}, "distortion model 'odd' is not known"),
-        ({"distortion_coefficients": {"data": [0.1] * 15}}, "14 coefficients at most"),
+        ({"distortion_coefficients": {"data": [0.1] * 15}}, "at most 14 coefficients"),
         ({"distortion_coefficients": {"data": {"a": 1}}}, "has no numbers"),
         ({"image_width": WIDTH + 2}, f"for {WIDTH + 2}x{HEIGHT}, the image has {WIDTH}x{HEIGHT}"),
     ],

@@ -250,8 +250,8 @@ def test_what_lies_beside_a_fisheye_has_no_rectified_place():
     ("changes", "words"),
     [
         ({"model": "omnidirectional"}, "distortion model 'omnidirectional' is not known"),
-        ({"d": (0.1,) * 15}, "14 coefficients at most, here are 15"),
-        ({"model": "equidistant", "d": (0.1,) * 5}, "4 coefficients at most, here are 5"),
+        ({"d": (0.1,) * 15}, "at most 14 coefficients, not 15"),
+        ({"model": "equidistant", "d": (0.1,) * 5}, "at most 4 coefficients, not 5"),
         ({"d": (math.nan,) * 5}, "not finite"),
         ({"k": (0.0,) * 9}, "no focal length"),
         ({"r": (0.0,) * 9}, "r is no rotation"),

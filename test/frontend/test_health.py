@@ -127,7 +127,7 @@ def test_depths_that_are_not_searched(frontend, wall):
     monitor = HealthMonitor()
     monitor.depths = (0.1, np.inf)
     found = findings(frontend, *wall, replace(WALL, baseline=0.002), monitor)
-    assert "around 20 px, a depth of 0.025 m" in found["depth limits"]
+    assert "around 20 px, which is a depth of 0.025 m" in found["depth limits"]
 
 
 def test_rows_that_are_off(frontend, wall):
@@ -147,7 +147,10 @@ def test_images_that_do_not_belong_together(frontend, wall, pair):
 
 def test_raw_images_tell_themselves_by_their_rows(frontend, wall):
     bent = [raw(image, lens) for image, lens in zip(wall, BENT, strict=True)]
-    assert "rows better after rectification" in findings(frontend, *bent, cameras=BENT)["raw"]
+    assert (
+        "rectification by camera_info improves the row alignment"
+        in findings(frontend, *bent, cameras=BENT)["raw"]
+    )
     # Rectified images, whose camera_info has the distortion of the raw ones.
     assert not findings(frontend, *wall, cameras=BENT)
 
@@ -155,7 +158,7 @@ def test_raw_images_tell_themselves_by_their_rows(frontend, wall):
 def test_raw_images_tell_themselves_by_their_topic(frontend, wall):
     names = ("/left/image_raw", "/right/image_raw")
     found = findings(frontend, *wall, monitor=HealthMonitor(names), cameras=BENT)
-    assert "/left/image_raw is named so" in found["raw"] and "set input to raw" in found["raw"]
+    assert "the topic is /left/image_raw" in found["raw"] and "set input to raw" in found["raw"]
     straight = camera(0.0), camera(-FOCAL * BASELINE)
     assert not findings(frontend, *wall, monitor=HealthMonitor(names), cameras=straight)
     assert not says_raw("/camera/infra1/image_rect_raw")  # RealSense's, which is rectified
