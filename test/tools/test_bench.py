@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from kp_frontend.cli import main
-from kp_frontend.tools.bench import EAGER, Row, SuperPointShape, bench_pair, ratios
+from kp_frontend.tools.bench import EAGER, Row, bench_pair, ratios
+from kp_frontend.tools.peers import SuperPointShape
 from kp_frontend.tools.roofline import count
 
 
