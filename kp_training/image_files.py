@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 ALWAYS = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".pnm", ".tif", ".tiff")
 # Support for these depends on the build of OpenCV, which reports it only for writing.
@@ -51,3 +52,11 @@ def other_images(paths: list[Path]) -> list[str]:
         f"{count} {suffix} files: OpenCV cannot read this format"
         for suffix, count in others.items()
     ]
+
+
+def read_image(path: Path, flags: int = cv2.IMREAD_GRAYSCALE) -> np.ndarray | None:
+    """An image as `cv2.imread` has it; None if it cannot be read or is larger than it allows."""
+    try:
+        return cv2.imread(str(path), flags)
+    except (cv2.error, UnicodeError):
+        return None

@@ -36,7 +36,7 @@ import numpy as np
 from rich.progress import Progress
 
 from kp_training.classics import check_detector, classic_keypoints, repeat_share
-from kp_training.image_files import IMAGE_SUFFIXES, files_below, is_image
+from kp_training.image_files import IMAGE_SUFFIXES, files_below, is_image, read_image
 from kp_training.pairs import find_pairs
 
 # RGB-D Object Dataset: name endings of depth maps and masks, and of their colour images.
@@ -102,10 +102,7 @@ def find_images(folder: Path) -> list[Path]:
 
 def read_grey(path: Path) -> np.ndarray | None:
     """Read an image as (H, W) uint8; None if it is unreadable or too large for OpenCV."""
-    try:
-        return cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    except (cv2.error, UnicodeError):
-        return None
+    return read_image(path)
 
 
 def image_seed(folder: Path, path: Path) -> int:

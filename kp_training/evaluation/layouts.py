@@ -25,7 +25,7 @@ from pathlib import Path
 
 import cv2
 
-from kp_training.image_files import folders_below
+from kp_training.image_files import folders_below, read_image
 
 LISTING = "scenes.json"
 SCENE_KEYS = {"dir", "left", "right", "gt", "scale"}
@@ -171,7 +171,7 @@ def _by_layout(folder: Path, place: Path) -> SceneFiles | str | None:
             continue
         scale = 1.0
         if layout.scales is not None:
-            stored = cv2.imread(str(truth), cv2.IMREAD_UNCHANGED)
+            stored = read_image(truth, cv2.IMREAD_UNCHANGED)
             if stored is None:
                 return f"{truth.name} cannot be read"
             if len(stored) not in layout.scales:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from kp_training.evaluation.layouts import SceneFiles, find_scenes
+from kp_training.image_files import read_image
 
 CHECK_TOLERANCE = 1.0  # left-right check: maximum difference of the two maps, pixels
 SEEN_BY_BOTH = 255  # value of pixels in mask0nocc.png that both images show
@@ -87,7 +88,7 @@ def read_disparity(path: Path, scale: float) -> np.ndarray:
     Raises:
         ValueError: the file cannot be read.
     """
-    stored = _read_pfm(path) if path.suffix == ".pfm" else cv2.imread(str(path), -1)
+    stored = _read_pfm(path) if path.suffix == ".pfm" else read_image(path, cv2.IMREAD_UNCHANGED)
     if stored is None or stored.ndim != 2:
         raise ValueError(f"{path.name} cannot be read as a disparity map")
     disparity = stored.astype(np.float32) / scale
@@ -118,7 +119,7 @@ def read_grey(path: Path) -> np.ndarray:
     """
     if not path.is_file():
         raise ValueError(f"{path.name} is missing")
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    image = read_image(path)
     if image is None:
         raise ValueError(f"{path.name} cannot be read as an image")
     return image

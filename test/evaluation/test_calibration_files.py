@@ -210,3 +210,12 @@ def test_links_are_followed_once_and_other_images_are_counted(tmp_path, capsys):
     words = capsys.readouterr().out
     assert "skipped: 2 .heic files: OpenCV cannot read this format" in words
     assert "1 .jxl" in words and ".txt" not in words
+
+
+def test_an_image_that_claims_to_be_too_large_is_left_out(tmp_path):
+    save_pairs(tmp_path / "left", tmp_path / "right", ".gif")
+    data = bytearray((tmp_path / "left" / "0.gif").read_bytes())
+    data[6:10] = b"\xff\xff\xff\xff"  # width and height
+    (tmp_path / "left" / "0.gif").write_bytes(data)
+    sequence = open_sequence("folder", tmp_path)
+    assert len(list(sequence.frames)) == 1 and "cannot be read" in sequence.left_out[-1]
