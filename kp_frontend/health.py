@@ -18,7 +18,7 @@ import numpy as np
 from kp_frontend.calibration import Camera, RawStereoCalibration
 from kp_frontend.encodings import GreyConverter
 from kp_frontend.features import StereoFeatures
-from kp_frontend.mismatches import USUAL_SHARE, doubtful, row_evidence, why_unmatched
+from kp_frontend.mismatches import USUAL_SHARE, doubtful, row_evidence, slope, why_unmatched
 
 Cameras = tuple[Camera, Camera]
 
@@ -32,8 +32,11 @@ DARK, BRIGHT = 48, 220  # grey values below or above which a dull image is dark 
 ROWS_PAIRS, ROWS_MATCHES = 300, 1000  # number of newest pairs, and of matches, for the row offset
 ROWS_OFF = 0.5  # pixels; median row offset above which to warn
 RAW_MOVES = 2.0  # pixels; smaller motions by rectification are ignored
-RAW_LOOKS = 10  # number of pairs, one per check, to tell raw images from rectified ones
-RAW_ROWS = 0.15  # pixels (rms); minimum row differences of raw images to detect them by matches
+RAW_LOOKS = 60  # number of pairs, one per check, to tell raw images from rectified ones
+RAW_MATCHES, RAW_SLOPE = (
+    100,
+    0.4,
+)  # minimum number of matches, maximum deviation of the slope from 1
 PLAUSIBLE_FOCAL = (0.1, 20.0)  # share of the image width: fields of view from 157 to 3 degrees
 PLAUSIBLE_DEPTH = (0.01, 1000.0)  # metres
 
@@ -74,7 +77,7 @@ class HealthMonitor:
         self._lock = threading.Lock()
         self._pairs: deque[_Pair] = deque(maxlen=ROWS_PAIRS)
         self._last: tuple[StereoFeatures, Cameras | None] | None = None
-        self._raw_evidence: deque[tuple[float, float, float, int]] = deque(maxlen=RAW_LOOKS)
+        self._raw_evidence: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=RAW_LOOKS)
         self._moves: tuple[Cameras | None, bool] = (None, False)
 
         self.depths = (0.0, math.inf)  # metres; limits of the disparity search
@@ -213,13 +216,10 @@ class HealthMonitor:
                 f"contains a rectification that changes them; {remedy}"
             )
         self._raw_evidence.append(row_evidence(result, cameras))
-        explained, expected, total, count = np.sum(self._raw_evidence, axis=0)
-        if expected == 0:
-            return ""
-        # Least squares: 1 if the row differences of the matches are those of raw images, 0 if the
+        differ, expected = np.hstack(self._raw_evidence)
+        # The slope is 1 if the row differences of the matches are those of raw images, 0 if the
         # images are rectified.
-        share, error = explained / expected, math.sqrt(total / count / expected)
-        if math.sqrt(expected / count) > RAW_ROWS and 0.5 + 3 * error < share < 1.5:
+        if len(differ) >= RAW_MATCHES and abs(slope(differ, expected) - 1) < RAW_SLOPE:
             return (
                 "the images look raw, not rectified: rectification by camera_info improves the row "
                 f"alignment of the matches; {remedy}"

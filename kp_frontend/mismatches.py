@@ -20,6 +20,7 @@ NEIGHBOURS, LIKE_NEIGHBOURS = 6, (3.0, 0.1)  # pixels, share of the disparity
 MOST_COMPARED = 1024  # maximum number of keypoints per image used to find the cause
 SIMILAR = 0.6  # minimum cosine similarity
 SAME_ROW = 2.0  # pixels
+LEAST_TELLING = 0.3  # pixels; minimum row difference of raw images for a match to count
 SWAPPED = 2  # minimum ratio of matches with negative disparity to those with positive disparity
 USUAL_SHARE = 0.4  # minimum share of matched keypoints in good pairs of Middlebury
 CONSENSUS, CONSENSUS_SHARE = 30, 0.3  # minimum number, and share, of matches that agree
@@ -125,19 +126,28 @@ def _refused(
 
 def row_evidence(
     result: StereoFeatures, cameras: tuple[Camera, Camera]
-) -> tuple[float, float, float, int]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Compare the row differences of matches with those expected of raw images.
 
+    Only matches with an expected difference above the noise and below the limit of the matching
+    are used. Tracked matches are not: they were searched at equal rows.
+
     Returns:
-        Sums over the matches: difference times expected difference, expected difference squared,
-        difference squared; and the number of matches.
+        Row differences (right minus left) and expected row differences, pixels, (N,) each.
     """
-    left = result.left.keypoints[result.left_index]
-    right = result.right.keypoints[result.right_index]
+    new = result.left.track_lengths[result.left_index] <= 1
+    left = result.left.keypoints[result.left_index[new]]
+    right = result.right.keypoints[result.right_index[new]]
     differ = right[:, 1] - left[:, 1]
-    rectified = cameras[1].rectify(right)[:, 1] - cameras[0].rectify(left)[:, 1]
-    expected = differ - rectified
-    known = np.isfinite(expected) & (np.abs(expected) < 10 * SAME_ROW)
-    differ, expected = differ[known], expected[known]
-    sums = (float(differ @ expected), float(expected @ expected), float(differ @ differ))
-    return *sums, len(differ)
+    expected = differ - (cameras[1].rectify(right)[:, 1] - cameras[0].rectify(left)[:, 1])
+    size = np.abs(expected)
+    telling = (size > LEAST_TELLING) & (size < SAME_ROW)  # False for NaN
+    return differ[telling], expected[telling]
+
+
+def slope(values: np.ndarray, of: np.ndarray) -> float:
+    """Fit values (N,) = slope * of (N,) by least absolute deviations, and return the slope."""
+    ratios, weights = values / of, np.abs(of)
+    order = np.argsort(ratios)
+    total = np.cumsum(weights[order])
+    return float(ratios[order][np.searchsorted(total, total[-1] / 2)])

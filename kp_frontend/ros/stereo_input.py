@@ -105,9 +105,9 @@ class StereoInput:
     def _subscribe(
         self, kind: type, topic: str, callback: Callable, qos: QoSProfile | None = None
     ) -> None:
-        events = SubscriptionEventCallbacks(
-            incompatible_qos=lambda _: self._on_incompatible(topic), use_default_callbacks=False
-        )
+        # A topic may have publishers that are transient local and others that are not.
+        report = None if qos else lambda _: self._on_incompatible(topic)
+        events = SubscriptionEventCallbacks(incompatible_qos=report, use_default_callbacks=False)
         self._subscriptions.append(
             self._node.create_subscription(
                 kind, topic, callback, qos or self._qos, event_callbacks=events
@@ -208,9 +208,10 @@ class StereoInput:
 
     def clock_problem(self) -> str:
         """A message if the images of a pair do not arrive together, else an empty string."""
-        frame = period([stamp for stamp, _ in self._recent[0]])
+        frame = period([came for _, came in self._recent[0]])
         if len(self._apart) < RECENT // 2 or frame is None:
             return ""
+        # Above a frame period, images of other pairs arrived in between.
         apart = float(np.median(self._apart)) / 1e9
         if abs(apart) < max(LATE_PARTNER, 1.5e-9 * frame):
             return ""
