@@ -66,8 +66,14 @@ class FrontendConfig:
         0.0,
         math.inf,
     )
+    min_confidence: float = setting(
+        0.7,
+        "minimum probability of a match to be right; increase it for fewer wrong matches",
+        0.0,
+        1.0,
+    )
     min_similarity: float = setting(
-        0.5, "minimum cosine similarity of the descriptors of a match", -1.0, 1.0
+        0.2, "minimum cosine similarity of the descriptors of a match", -1.0, 1.0
     )
     min_margin: float = setting(
         0.0,
@@ -77,7 +83,7 @@ class FrontendConfig:
         2.0,
     )
     min_correlation: float = setting(
-        0.55,
+        -1.0,
         "minimum normalized cross-correlation of the four quadrants of the matched patch; "
         "-1 disables the check",
         -1.0,

@@ -22,6 +22,7 @@ from kp_frontend.network import STRIDE, load_for_inference
 from kp_frontend.pipeline import PipelineResults, StereoPipeline
 from kp_frontend.quantization import require_ranges
 from kp_frontend.tracking import Tracker
+from kp_frontend.uncertainty import Uncertainty, load_uncertainty
 
 
 class BadInput(ValueError):
@@ -37,11 +38,14 @@ class StereoFrontend:
         ValueError: no such model or backend, or weights that cannot be used.
     """
 
-    def __init__(self, config: FrontendConfig | None = None) -> None:
+    def __init__(
+        self, config: FrontendConfig | None = None, uncertainty: Uncertainty | None = None
+    ) -> None:
         self.config = config or FrontendConfig()
         self.network = load_for_inference(self.config.model)
         if self.config.precision == "int8":
             require_ranges(self.network, self.config.model)
+        self.uncertainty = uncertainty or load_uncertainty(self.config.model)
         self._backend: Backend | None = None
         self._built_for: tuple[int, int, bool] | None = None
         self._left_out: frozenset[str] = frozenset()  # backends that failed
@@ -156,7 +160,7 @@ class StereoFrontend:
                     descriptors=results.descriptors[i][:n],
                     track_ids=track_ids[:n],
                     track_lengths=track_lengths[:n],
-                    sigma=np.full(n, np.nan, np.float32),
+                    sigma=results.point_sigma[i][:n],
                 )
             )
         return StereoFeatures(
@@ -169,7 +173,7 @@ class StereoFrontend:
             disparity=disparity,
             disparity_sigma=results.sigma[left_index],
             similarity=results.similarity[left_index],
-            confidence=np.full(len(left_index), np.nan, np.float32),
+            confidence=results.confidence[left_index],
             points=points,
             row_offset=float(np.median(rows_apart)) if len(rows_apart) else math.nan,
             calibration=calibration,
@@ -221,7 +225,9 @@ class StereoFrontend:
 
     def _backend_for(self, height: int, width: int, raw: bool) -> Backend:
         if self._backend is None or self._built_for != (height, width, raw):
-            pipeline = StereoPipeline(self.network, self.config, height, width, raw).eval()
+            pipeline = StereoPipeline(
+                self.network, self.config, height, width, raw, self.uncertainty
+            ).eval()
             self.reset()
             blank = np.zeros((2, height, width), np.uint8)
             maps = (identity_maps(width, height),) if raw else ()
@@ -255,6 +261,7 @@ class StereoFrontend:
                 c.track_similarity,
                 c.min_correlation,
                 c.track_share,
+                c.min_confidence,
             ],
             np.float32,
         )

@@ -14,9 +14,6 @@ from kp_frontend.sampling import sampling_grid
 
 FAR = 1e6  # where rows without a keypoint are put, pixels
 PATCH_RADIUS = 4  # of the window compared by the disparity refinement, pixels
-REFINE_STEPS = 3  # Gauss-Newton steps of the disparity refinement
-REFINE_LIMIT = 1.5  # farthest the refinement may move a match, pixels
-SIGMA_UNKNOWN = 1.0  # standard deviation reported for a match that cannot be refined, pixels
 
 
 def mutual_nearest(
@@ -123,10 +120,17 @@ def windows(
     return found.reshape(-1, 2 * rows + 1, 2 * columns + 1)
 
 
-def normalised(window: Tensor) -> tuple[Tensor, Tensor]:
-    """Windows (K, h, w) with zero mean and unit variance, and the spread (K, 1, 1) they had."""
-    centred = window - window.mean((1, 2), keepdim=True)
-    spread = centred.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1.0)
+def normalised(window: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Windows (K, h, w) with zero mean and unit variance, and the spread (K, 1, 1) they had.
+
+    `weight` (h, w), with mean 1, is the weight of each pixel; None weighs all alike.
+    """
+
+    def mean(values: Tensor) -> Tensor:
+        return (values if weight is None else weight * values).mean((1, 2), keepdim=True)
+
+    centred = window - mean(window)
+    spread = mean(centred.square()).sqrt().clamp(min=1.0)
     return centred / spread, spread
 
 
@@ -150,59 +154,3 @@ def quarter_correlation(left: Tensor, right: Tensor, noise: Tensor) -> Tensor:
     together = (a * b).mean(-1) + noise
     alone = (a.square().mean(-1) + noise) * (b.square().mean(-1) + noise)
     return (together / alone.sqrt()).amin(1)
-
-
-def refine_disparity(
-    left: Tensor,
-    right: Tensor,
-    left_xy: Tensor,
-    right_xy: Tensor,
-    steps: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
-    coarse: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sub-pixel disparity, its standard deviation and how alike both images are there.
-
-    One-dimensional image registration along the row (Lucas and Kanade, 1981, in the inverse
-    compositional form of Baker and Matthews, 2004) of the window around each keypoint. Windows are
-    made zero mean and unit variance, so that exposure does not matter. The standard deviation is
-    the Cramer-Rao bound: residual noise over gradient energy.
-
-    Args:
-        left, right: (H, W) float images.
-        left_xy, right_xy: (K, 2) matched positions.
-        steps: of raw images, how each moves with the rectified one there, (K, 2, 2) as `rectify`
-            gives them: the windows then are what the rectified images would show.
-        coarse: (K,) the keypoints' own disparity, of raw images; else that of the positions.
-
-    Returns:
-        Disparities (K,) and standard deviations (K,), pixels, and how well the refined windows
-        correlate, by `quarter_correlation` (K,). Where the refinement would move a match by more
-        than `REFINE_LIMIT`, or ends with windows that do not look alike, the keypoints' own
-        difference is kept, with `SIGMA_UNKNOWN` and correlation -1.
-    """
-    wide = windows(left, left_xy, PATCH_RADIUS + 1, steps[0])
-    template, spread = normalised(wide[:, :, 1:-1])
-    slope = (wide[:, :, 2:] - wide[:, :, :-2]) / (2 * spread)
-    energy = slope.square().sum((1, 2)).clamp(min=1e-6)
-    shift = torch.zeros_like(left_xy[:, 0])
-    for _ in range(REFINE_STEPS):
-        if steps[1] is None:
-            place = torch.stack([right_xy[:, 0] + shift, right_xy[:, 1]], -1)
-        else:
-            place = right_xy + shift[:, None] * steps[1][..., 0]
-        seen = normalised(windows(right, place, PATCH_RADIUS, steps[1]))[0]
-        residual = seen - template
-        shift = shift - (slope * residual).sum((1, 2)) / energy
-    # One grey level of sensor noise at least, so that flat windows are not called exact.
-    difference = residual.square().mean((1, 2))
-    sensor = spread**-2
-    noise = difference + sensor.flatten()
-    good = (shift.abs() <= REFINE_LIMIT) & (noise < 1.0)
-    if coarse is None:
-        coarse = left_xy[:, 0] - right_xy[:, 0]
-    sigma = (noise / energy).sqrt().clamp(0.01, SIGMA_UNKNOWN)
-    return (
-        torch.where(good, coarse - shift, coarse),
-        torch.where(good, sigma, SIGMA_UNKNOWN),
-        torch.where(good, quarter_correlation(template, seen, sensor), -1.0),
-    )

@@ -234,7 +234,8 @@ def build_network(size: str) -> KeypointNetwork:
 
 def released_weights() -> list[str]:
     """Names of the networks with weights in this package."""
-    return sorted(path.stem for path in WEIGHTS_DIR.glob("*.safetensors"))
+    files = WEIGHTS_DIR.glob("*.safetensors")
+    return sorted(path.stem for path in files if "." not in path.stem)  # not what lies beside them
 
 
 def weights_path(model: str | Path) -> Path:

@@ -17,16 +17,31 @@ from torch.nn import functional as F
 
 from kp_frontend.config import FrontendConfig
 from kp_frontend.detection import heatmap, keypoints
-from kp_frontend.matching import match_stereo, refine_disparity
+from kp_frontend.matching import match_stereo
 from kp_frontend.network import STRIDE, KeypointNetwork
-from kp_frontend.recovery import Found, Known, find_known, inside_border, merge
+from kp_frontend.recovery import (
+    RIGHT_CORRELATION,
+    Found,
+    Known,
+    find_known,
+    inside_border,
+    merge,
+)
 from kp_frontend.rectification import rectify
+from kp_frontend.refinement import Refined, refine_disparity
 from kp_frontend.registration import stored_windows
+from kp_frontend.uncertainty import (
+    Uncertainty,
+    centred_rows,
+    match_measurements,
+    neighbour_agreement,
+    point_measurements,
+)
 
 # What the results depend on.
 MODULES = (
     "pipeline", "network", "sampling", "detection", "rectification", "matching", "registration",
-    "recovery",
+    "recovery", "refinement", "uncertainty",
 )  # fmt: skip
 Describe = Callable[[int, Tensor], Tensor]  # number of an image, pixels (N, 2) -> (N, D)
 
@@ -50,10 +65,12 @@ class PipelineResults(NamedTuple):
     xy: np.ndarray  # (2, K, 2) pixels
     scores: np.ndarray  # (2, K)
     descriptors: np.ndarray  # (2, K, D)
+    point_sigma: np.ndarray  # (2, K) standard deviation of xy along an axis, pixels
     right_row: np.ndarray  # (K,) of each left row, -1 where there is no match
     similarity: np.ndarray  # (K,)
     disparity: np.ndarray  # (K,) pixels
     sigma: np.ndarray  # (K,) its standard deviation, pixels
+    confidence: np.ndarray  # (K,) 0..1
     places: np.ndarray  # (2, K, 2) pixels
     tracks: TrackResults | None
 
@@ -62,14 +79,15 @@ class PipelineResults(NamedTuple):
         """Name the outputs of a backend."""
         found = list(outputs)
         tracks = TrackResults(*found[-4:]) if tracked else None
-        places = found[7] if raw else found[0]
-        return cls._make((*found[:7], places, tracks))
+        places = found[9] if raw else found[0]
+        return cls._make((*found[:9], places, tracks))
 
 
 class StereoPipeline(nn.Module):
     """The front end as one graph of fixed shapes: what a backend compiles.
 
     Without `max_motion` in the config points are not tracked, and nothing of it is computed.
+    `uncertainty` is the calibration of the network; None stands for a new one, which knows nothing.
     """
 
     def __init__(
@@ -79,9 +97,11 @@ class StereoPipeline(nn.Module):
         height: int,
         width: int,
         raw: bool = False,
+        uncertainty: Uncertainty | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        self.uncertainty = uncertainty or Uncertainty()
         self.raw = raw
         self.size = (height, width)
         self.pad = (0, -width % STRIDE, 0, -height % STRIDE)  # right and below: positions stay
@@ -108,7 +128,7 @@ class StereoPipeline(nn.Module):
                 )
             ).encode()
         )
-        for name, tensor in sorted(self.network.state_dict().items()):
+        for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         for module in MODULES:
             digest.update((Path(__file__).parent / f"{module}.py").read_bytes())
@@ -137,7 +157,7 @@ class StereoPipeline(nn.Module):
 
         Args:
             images: (2, H, W) uint8, left and right.
-            settings: (10,) float32, see `StereoFrontend._settings`.
+            settings: (11,) float32, see `StereoFrontend._settings`.
             others: where points are tracked, the three tensors of `Known`; of raw images, last,
                 the maps of `RawStereoCalibration` (2, 2, h, w).
 
@@ -165,9 +185,12 @@ class StereoPipeline(nn.Module):
         right_row, similarity = match_stereo(
             places, scores > 0, descriptors, settings[1:6], self.with_margin
         )
-        disparity, sigma, correlation = self._refined(grey, xy, places, steps, right_row)
-        right_row = torch.where(correlation >= settings[8], right_row, -1)
-        results = (xy, scores, descriptors, right_row, similarity, disparity, sigma)
+        refined = self._refined(grey, xy, places, steps, right_row)
+        confidence, sigma = self._judged(refined, places, scores, right_row, similarity)
+        trusted = (refined.correlation >= settings[8]) & (confidence >= settings[10])
+        right_row = torch.where(trusted, right_row, -1)
+        matches = (right_row, similarity, refined.disparity, sigma, confidence)
+        results = (xy, scores, descriptors, self._point_sigma(heat, xy, scores), *matches)
         return (*results, *(() if maps is None else (places,)), *tracks)
 
     def _continued(
@@ -205,7 +228,7 @@ class StereoPipeline(nn.Module):
             kept[:, None, None], known.stored[known_row], stored_windows(grey[0, 0], new_left[0])
         )
         scale = torch.where(kept, found.scale[known_row], 1.0)
-        seen_right = self._right_again(grey, new_left[0], row, known, describe, settings[8], maps)
+        seen_right = self._right_again(grey, new_left[0], row, known, describe, maps)
         *new_right, _ = merge(seen_right, heat[1], right, torch.ones_like(settings[9]))
         merged = [torch.stack(pair) for pair in zip(new_left, new_right, strict=True)]
         return merged[0], merged[1], merged[2], (row, stored, scale, found.expected)
@@ -217,34 +240,30 @@ class StereoPipeline(nn.Module):
         row: Tensor,
         known: Known,
         describe: Describe,
-        least: Tensor,
         maps: Tensor | None,
     ) -> Found:
-        """Known points in the right image: registered along the row from where they are expected.
+        """Known points in the right image: registered from where they are expected.
 
         Args:
             row: (K,) the known row of each left keypoint or -1.
-            least: () correlation that a match must have.
         """
         rows = known.rows[row.clamp(min=0)]
         guess = left_xy + rows[:, 4:6]
-        along = torch.zeros_like(guess)
-        along[:, 0] += 1.0
         steps: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
         if maps is not None:
             steps_left = rectify(left_xy[None], maps[:1])[1][0]
-            steps_right = rectify(guess[None], maps[1:])[1]
-            steps, along = (steps_left, steps_right[0]), steps_right[0][..., 0]
-        coarse = torch.zeros_like(guess[:, 0])
-        shift, _, correlation = refine_disparity(
-            grey[0, 0], grey[1, 0], left_xy, guess, steps, coarse
-        )
-        xy = guess - shift[:, None] * along
-        here = (row >= 0) & (rows[:, 7] > 1) & (correlation >= least)
+            steps = (steps_left, rectify(guess[None], maps[1:])[1][0])
+        zero = torch.zeros_like(guess[:, 0])
+        refined = refine_disparity(grey[0, 0], grey[1, 0], left_xy, guess, steps, zero)
+        moved = refined.shift
+        if steps[1] is not None:
+            moved = (steps[1] @ moved[..., None])[..., 0]
+        xy = guess + moved
+        here = (row >= 0) & (rows[:, 7] > 1) & (refined.correlation >= RIGHT_CORRELATION)
         here = here & inside_border(xy, self.size, self.border)
         if maps is not None:
             here = here & rectify(xy[None], maps[1:])[2][0]
-        return Found(xy, here, torch.full_like(row, -1), here, coarse, describe(1, xy), xy)
+        return Found(xy, here, torch.full_like(row, -1), here, zero, describe(1, xy), xy)
 
     def _rectified(
         self, xy: Tensor, scores: Tensor, descriptors: Tensor, maps: Tensor
@@ -265,14 +284,40 @@ class StereoPipeline(nn.Module):
 
     def _refined(
         self, grey: Tensor, xy: Tensor, places: Tensor, steps: Tensor | None, right_row: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Disparity, its standard deviation and the windows' correlation of each left row."""
+    ) -> Refined:
+        """The match of each left row after the refinement."""
         right = right_row.clamp(min=0)
         pair = grey[0, 0], grey[1, 0], xy[0], xy[1][right]
         if steps is None:
             return refine_disparity(*pair)
         coarse = places[0, :, 0] - places[1][right][:, 0]
         return refine_disparity(*pair, (steps[0], steps[1][right]), coarse)
+
+    def _judged(
+        self,
+        refined: Refined,
+        places: Tensor,
+        scores: Tensor,
+        right_row: Tensor,
+        similarity: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Confidence and standard deviation of the disparity of each left row."""
+        matched, right = right_row >= 0, right_row.clamp(min=0)
+        own = places[1][right][:, 1] - places[0, :, 1]
+        after = own + torch.where(refined.good, refined.shift[:, 1], 0.0)
+        measurements = match_measurements(
+            refined,
+            similarity,
+            centred_rows(torch.stack([own, after]), matched),
+            (scores[0], scores[1][right]),
+            neighbour_agreement(places[0], refined.disparity, matched, self.size),
+        )
+        return self.uncertainty.of_matches(measurements)
+
+    def _point_sigma(self, heat: Tensor, xy: Tensor, scores: Tensor) -> Tensor:
+        """Standard deviation of the position of each keypoint of both images."""
+        measurements = [point_measurements(heat[i], xy[i], scores[i]) for i in range(2)]
+        return self.uncertainty.of_points(torch.stack(measurements))
 
 
 def _rows(array: Tensor, order: Tensor) -> Tensor:

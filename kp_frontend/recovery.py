@@ -31,6 +31,8 @@ LEAST_SIMILARITY = 0.4  # cosine of the descriptors
 MOST_OFF = 3.0  # distance from where it was expected, pixels
 SCALES = 1.3  # most that the scale may differ from the expected one, as a factor
 
+RIGHT_CORRELATION = 0.55  # of the quarters of the windows, for a known point in the right image
+
 # What it takes to move a detection to where the registration puts it.
 REFINE_CORRELATION, REFINE_LIMIT = 0.6, 1.5
 # Correlation above which the stored window stays, so that errors do not add up from frame to frame.

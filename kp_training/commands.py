@@ -1,4 +1,4 @@
-"""The training commands of `kp`: label, train."""
+"""The training commands of `kp`: label, train, uncertainty."""
 
 from __future__ import annotations
 
@@ -84,6 +84,33 @@ def _quantize(arguments: argparse.Namespace) -> None:
         print(f"skipped, unreadable: {path}")
     print(f"int8 against fp32: {result.agreement}")
     print(f"{len(result.ranges)} ranges measured on {result.images} images: {arguments.out}")
+
+
+def _uncertainty(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from kp_frontend.uncertainty import save_uncertainty, uncertainty_path
+    from kp_training.evaluation.metrics import TRUST
+    from kp_training.evaluation.page import shown
+    from kp_training.evaluation.results import summary
+    from kp_training.uncertainty import collect_scenes, cross_validated, fit
+
+    out = arguments.out or uncertainty_path(arguments.model)
+    samples, skipped = collect_scenes(arguments.model, arguments.scenes, arguments.leave_out)
+    rows = cross_validated(samples)
+    means = summary(TRUST, rows)
+    table = Table("scene", *TRUST, title="cross-validated by scene")
+    for name, row in rows.items():
+        table.add_row(name, *(shown(row[metric]) for metric in TRUST))
+    table.add_section()
+    table.add_row("mean", *(shown(means[metric]["mean"]) for metric in TRUST))
+    console = Console()
+    console.print(table)
+    for reason in skipped:
+        console.print(f"skipped: {reason}", soft_wrap=True)
+    save_uncertainty(fit(samples), out)
+    console.print(f"written: {out}", soft_wrap=True)
 
 
 def _add_bag(command: argparse.ArgumentParser) -> None:
@@ -191,3 +218,28 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         help="folder of scenes for `kp evaluate middlebury`, to validate on as well",
     )
     _add_bag(train)
+
+    uncertainty = add_command(
+        commands,
+        "uncertainty",
+        "calibrate the standard deviations and the confidence that a network publishes",
+        "uncertainty runs/tiny/best.safetensors --scenes middlebury/",
+        _uncertainty,
+    )
+    uncertainty.add_argument("model", help="network: a name or a weights file")
+    uncertainty.add_argument(
+        "--scenes",
+        type=Path,
+        required=True,
+        help="folder of scenes as for `kp evaluate middlebury`; those with PFM maps calibrate "
+        "the standard deviation of the disparity",
+    )
+    uncertainty.add_argument(
+        "--out",
+        type=Path,
+        help="file to write (default: NAME.uncertainty.safetensors beside the weights, where "
+        "the front end looks for it)",
+    )
+    uncertainty.add_argument(
+        "--leave-out", action="append", default=[], metavar="SCENE", help="may be repeated"
+    )

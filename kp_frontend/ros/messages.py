@@ -244,15 +244,16 @@ def stereo_message(
 
 
 def points_message(result: StereoFeatures, header: Header) -> PointCloud2:
-    """A point cloud of the finite 3-D points of a pair, with the similarity of their matches."""
+    """A point cloud of the finite 3-D points, with similarity and confidence of their matches."""
     known = np.isfinite(result.points).all(1)
-    rows = np.column_stack([result.points, result.similarity])[known].astype("<f4")
+    columns = [result.points, result.similarity, result.confidence]
+    rows = np.column_stack(columns)[known].astype("<f4")
     message = PointCloud2(header=header, height=1, width=len(rows), is_dense=True)
     message.fields = [
         PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1)
-        for i, name in enumerate(("x", "y", "z", "similarity"))
+        for i, name in enumerate(("x", "y", "z", "similarity", "confidence"))
     ]
-    message.point_step = 16
-    message.row_step = 16 * len(rows)
+    message.point_step = 4 * len(message.fields)
+    message.row_step = message.point_step * len(rows)
     message.data = array("B", rows.tobytes())
     return message

@@ -70,10 +70,12 @@ class VisualisationPublishers:
 
 
 def debug_image(result: StereoFeatures, left: np.ndarray) -> np.ndarray:
-    """The left image with its matches, coloured by depth, or by disparity without depth."""
+    """The left image with its matches, coloured by depth (without depth by disparity), in rings
+    coloured by confidence."""
     inverse = 1 / result.points[:, 2]
     near = inverse if np.isfinite(inverse).any() else result.disparity
     # Percentiles, so that a few outliers do not set the colour range.
     low, high = np.nanpercentile(near, (5, 95)) if len(near) else (0.0, 1.0)
     xy = result.left.keypoints[result.left_index]
-    return draw_matches(left, xy, (near - low) / max(high - low, 1e-6))
+    scaled = (near - low) / max(high - low, 1e-6)
+    return draw_matches(left, xy, scaled, confidence=result.confidence)

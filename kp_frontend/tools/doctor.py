@@ -102,7 +102,9 @@ def ros() -> dict[str, str]:
 def examine(model: str, height: int, width: int) -> list[dict[str, str | float | None]]:
     """For each backend: availability, agreement with the reference, and time of a call."""
     frontend = StereoFrontend(FrontendConfig(model=model))
-    pipeline = StereoPipeline(frontend.network, frontend.config, height, width).eval()
+    pipeline = StereoPipeline(
+        frontend.network, frontend.config, height, width, uncertainty=frontend.uncertainty
+    ).eval()
     inputs = (check_images(height, width), *frontend.blank_inputs(width))
     tensors = tuple(torch.from_numpy(array) for array in inputs)
     expected = reference(pipeline, tensors)

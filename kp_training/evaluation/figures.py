@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.spatial import cKDTree
+from scipy.stats import norm
 
 from kp_training.classics import classic_keypoints
 from kp_training.evaluation.metrics import (
@@ -20,6 +21,7 @@ from kp_training.evaluation.metrics import (
     match_errors,
 )
 from kp_training.evaluation.scenes import Scene, left_view
+from kp_training.evaluation.trust import Trust, reliability
 
 GOOD, BAD, OTHER, UNKNOWN = "#1a9850", "#d73027", "#2b7bba", "#9aa5b1"
 LINES = 100  # number of matches drawn in one picture, so that each is visible
@@ -234,6 +236,33 @@ def errors_figure(
         plain(a)
     axes[0].set_ylabel("share of matches")
     axes[1].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def trust_figure(trust: Mapping[str, Trust]) -> Figure:
+    """Reliability diagram of the confidence, and the errors over their standard deviations."""
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot((0, 1), (0, 1), color=UNKNOWN, lw=1)
+    bins = np.linspace(-5, 5, 51)
+    for (name, of_method), colour in zip(trust.items(), _cycle(len(trust)), strict=True):
+        if len(of_method.error) and np.isfinite(of_method.confidence).all():
+            _, confidence, share = reliability(of_method.confidence, of_method.right).T
+            left.plot(confidence, share, "o-", color=colour, label=name, lw=1.5, ms=4)
+        ratios = of_method.ratios
+        if len(ratios):
+            heights, _ = np.histogram(ratios, bins)
+            density = heights / (len(ratios) * np.diff(bins))
+            right.stairs(density, bins, color=colour, label=name, lw=1.5)
+    right.plot(bins, norm.pdf(bins), color="black", lw=1, ls="--", label="unit normal")
+    left.set_xlabel("confidence")
+    left.set_ylabel("share of right matches")
+    right.set_xlabel("disparity error / sigma")
+    right.set_ylabel("density")
+    for axes, title in ((left, "reliability of the confidence"), (right, "errors over sigma")):
+        axes.set_title(title, fontsize=11)
+        plain(axes)
+    right.legend(frameon=False, fontsize=9)
     return figure
 
 

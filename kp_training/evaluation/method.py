@@ -11,8 +11,13 @@ import torch
 from torch.nn import functional as F
 
 from kp_frontend.config import FrontendConfig
-from kp_frontend.matching import match_stereo, refine_disparity
+from kp_frontend.matching import match_stereo
+from kp_frontend.refinement import refine_disparity
 from kp_training.evaluation.metrics import mutual_nearest, squared_distances
+
+# What stereo matches of methods without a confidence must reach: cosine of the descriptors, and
+# correlation of the images in the four quarters around the match.
+OTHER_SIMILARITY, OTHER_CORRELATION = 0.5, 0.55
 
 
 class Found(NamedTuple):
@@ -29,11 +34,14 @@ class Found(NamedTuple):
 class Published(NamedTuple):
     """Stereo matches under the front end's limits.
 
-    `left_xy` (M, 2) in the left image; `disparity` (M,), refined on the images, pixels.
+    `left_xy` (M, 2) in the left image; `disparity` (M,), refined on the images, and `sigma` (M,),
+    its standard deviation, pixels; `confidence` (M,), NaN of methods that know none.
     """
 
     left_xy: np.ndarray
     disparity: np.ndarray
+    sigma: np.ndarray
+    confidence: np.ndarray
 
 
 NOTHING = Found(np.zeros((0, 2), np.float32), np.zeros((0, 1), np.float32))
@@ -82,7 +90,8 @@ class Method:
     ) -> Published:
         """Stereo matches of the same keypoints, with the front end's steps and limits."""
         if not len(left.xy) or not len(right.xy):
-            return Published(NOTHING.xy, NOTHING.xy[:, 0])
+            nothing = NOTHING.xy[:, 0]
+            return Published(NOTHING.xy, nothing, nothing, nothing)
         limits = stereo_limits(FrontendConfig(), images[0].shape[1])
         if self.own_matcher:
             rows = self.match(left, right)
@@ -91,8 +100,9 @@ class Method:
             rows = rows[inside & (np.abs(apart[:, 1]) <= limits[0])]
         else:
             rows = match_limited(left, right, limits)
-        rows, disparity, _ = refined(images, (left.xy, right.xy), rows, FrontendConfig())
-        return Published(left.xy[rows[:, 0]].astype(np.float32), disparity)
+        rows, disparity, sigma = refined(images, (left.xy, right.xy), rows, FrontendConfig())
+        unknown = np.full_like(disparity, np.nan)
+        return Published(left.xy[rows[:, 0]].astype(np.float32), disparity, sigma, unknown)
 
 
 def refined(
@@ -101,7 +111,9 @@ def refined(
     rows: np.ndarray,
     config: FrontendConfig,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Refine matches on the images and drop those that `StereoPipeline` would drop.
+    """Refine matches on the images and drop those that do not correlate.
+
+    Confidence is known of networks only: other methods' matches need `OTHER_CORRELATION`.
 
     Args:
         images: left and right, (H, W) uint8.
@@ -114,15 +126,20 @@ def refined(
     """
     left, right = (torch.from_numpy(side[rows[:, i]]).float() for i, side in enumerate(xy))
     grey_left, grey_right = (torch.from_numpy(image).float() for image in images)
-    disparity, sigma, correlation = refine_disparity(grey_left, grey_right, left, right)
-    alike = (correlation >= config.min_correlation).numpy()
-    return rows[alike], disparity.numpy()[alike], sigma.numpy()[alike]
+    found = refine_disparity(grey_left, grey_right, left, right)
+    alike = (found.correlation >= max(config.min_correlation, OTHER_CORRELATION)).numpy()
+    sigma = found.plain_sigma().numpy()
+    return rows[alike], found.disparity.numpy()[alike], sigma[alike]
 
 
 def stereo_limits(config: FrontendConfig, width: int) -> np.ndarray:
-    """The limits that `StereoFrontend` uses without calibration, in the form of `match_stereo`."""
+    """The limits that `StereoFrontend` uses without calibration, in the form of `match_stereo`.
+
+    Confidence is known of networks only: other methods' matches need `OTHER_SIMILARITY`.
+    """
+    similarity = max(config.min_similarity, OTHER_SIMILARITY)
     return np.array(
-        [config.row_tolerance, -1, width + 1, config.min_similarity, config.min_margin], np.float32
+        [config.row_tolerance, -1, width + 1, similarity, config.min_margin], np.float32
     )
 
 

@@ -97,7 +97,12 @@ class NetworkMethod(Method):
     ) -> Published:
         """The matches that `StereoFrontend` publishes; `left` and `right` are not used."""
         features = self._run(images)
-        return Published(features.left.keypoints[features.left_index], features.disparity)
+        return Published(
+            features.left.keypoints[features.left_index],
+            features.disparity,
+            features.disparity_sigma,
+            features.confidence,
+        )
 
     @torch.inference_mode()
     def dense(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

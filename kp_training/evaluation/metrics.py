@@ -50,8 +50,11 @@ KEYPOINTS = (
 )
 UNCONSTRAINED = (*MATCHES, *KEYPOINTS)
 STEREO = ("stereo_accuracy", "stereo_matches", "stereo_correct_matches", "stereo_error_px")
-METRICS = (*UNCONSTRAINED, *STEREO, "inference_ms")
-LESS_IS_BETTER = ("disparity_error_px", "stereo_error_px", "inference_ms")
+SIGMA = ("sigma_ratio", "sigma_within_2")
+CONFIDENCE = ("confidence_auc", "confidence_error")
+TRUST = (*SIGMA, *CONFIDENCE)
+METRICS = (*UNCONSTRAINED, *STEREO, *TRUST, "inference_ms")
+LESS_IS_BETTER = ("disparity_error_px", "stereo_error_px", "confidence_error", "inference_ms")
 
 Value = float | int | None
 

@@ -22,6 +22,10 @@ LABELS = {
     "stereo_matches": "matches",
     "stereo_correct_matches": "correct matches",
     "stereo_error_px": "median error, px",
+    "sigma_ratio": "median error / sigma (.674)",
+    "sigma_within_2": "within 2 sigma (.954)",
+    "confidence_auc": "confidence AUC",
+    "confidence_error": "calibration error of confidence",
     "matching_score": "matching score",
     **{f"homography_accuracy_{t}px": f"H within {t} px" for t in (1, 3, 5)},
 }

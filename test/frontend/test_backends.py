@@ -30,7 +30,8 @@ from kp_frontend.backends.tensorrt_backend import export
 from kp_frontend.calibration import identity_maps
 from kp_frontend.config import FrontendConfig
 from kp_frontend.frontend import StereoFrontend
-from kp_frontend.pipeline import StereoPipeline
+from kp_frontend.pipeline import PipelineResults, StereoPipeline
+from kp_frontend.uncertainty import Uncertainty
 
 HEIGHT, WIDTH = 96, 128
 KEY = {"backend": "test", "weights": "abc"}
@@ -40,7 +41,9 @@ KEY = {"backend": "test", "weights": "abc"}
 def pipeline() -> tuple[StereoPipeline, tuple[torch.Tensor, ...]]:
     """A small pipeline and inputs for it."""
     frontend = StereoFrontend(FrontendConfig(backend="torch", max_keypoints=64))
-    pipe = StereoPipeline(frontend.network, frontend.config, HEIGHT, WIDTH).eval()
+    pipe = StereoPipeline(
+        frontend.network, frontend.config, HEIGHT, WIDTH, uncertainty=frontend.uncertainty
+    ).eval()
     inputs = (check_images(HEIGHT, WIDTH), *frontend.blank_inputs(WIDTH))
     return pipe, tuple(torch.from_numpy(array) for array in inputs)
 
@@ -50,7 +53,7 @@ def raw_pipeline(pipeline) -> tuple[StereoPipeline, tuple[torch.Tensor, ...]]:
     """The same for raw images."""
     pipe, inputs = pipeline
     config = FrontendConfig(backend="torch", max_keypoints=64)
-    raw = StereoPipeline(pipe.network, config, HEIGHT, WIDTH, raw=True).eval()
+    raw = StereoPipeline(pipe.network, config, HEIGHT, WIDTH, True, pipe.uncertainty).eval()
     return raw, (*inputs, torch.from_numpy(identity_maps(WIDTH, HEIGHT)))
 
 
@@ -59,16 +62,23 @@ def test_the_pipeline_for_raw_images_gives_the_same_where_they_are_rectified(
 ):
     (pipe, inputs), (raw, raw_inputs) = pipeline, raw_pipeline
     expected, found = reference(pipe, inputs), reference(raw, raw_inputs)
-    assert (found[3] >= 0).sum() > 10
-    np.testing.assert_array_equal(found[3], expected[3])
-    for i in (0, 1, 2, 4, 5, 6):
-        np.testing.assert_allclose(found[i], expected[i], atol=1e-3)
-    np.testing.assert_allclose(found[7], expected[0], atol=1e-4)
+    tracked = raw.tracked
+    want, got = (PipelineResults.of(r, i, tracked) for i, r in enumerate((expected, found)))
+    assert (got.right_row >= 0).sum() > 10
+    np.testing.assert_array_equal(got.right_row, want.right_row)
+    for name in ("xy", "scores", "descriptors", "point_sigma", "similarity", "disparity"):
+        np.testing.assert_allclose(getattr(got, name), getattr(want, name), atol=1e-3)
+    matched = got.right_row >= 0
+    for name in ("sigma", "confidence"):
+        values = (getattr(results, name)[matched] for results in (got, want))
+        np.testing.assert_allclose(*values, atol=5e-3)
+    np.testing.assert_allclose(got.places, want.xy, atol=1e-4)
     options = BackendOptions(precision="fp32", cache=EngineCache(tmp_path))
     engine = make_backend("openvino", raw, raw_inputs, options)
     converted = engine(*(tensor.numpy() for tensor in raw_inputs))
     assert agreement(found, converted).good
-    np.testing.assert_allclose(converted[7], converted[0], atol=1e-3)
+    converted = PipelineResults.of(converted, True, tracked)
+    np.testing.assert_allclose(converted.places, converted.xy, atol=1e-3)
 
 
 def test_an_engine_is_built_once_and_kept(tmp_path):
@@ -336,12 +346,18 @@ def test_tensorrt_is_left_out_with_a_reason_where_it_is_missing():
 
 def test_the_fingerprint_follows_weights_and_settings(pipeline):
     pipe, _ = pipeline
+    known = pipe.uncertainty
     config = FrontendConfig(max_keypoints=64)
-    same = StereoPipeline(pipe.network, config, HEIGHT, WIDTH)
+    same = StereoPipeline(pipe.network, config, HEIGHT, WIDTH, False, known)
     assert same.fingerprint() == pipe.fingerprint()
     for changed in (
-        StereoPipeline(pipe.network, config, HEIGHT, WIDTH + 16),
-        StereoPipeline(pipe.network, dataclasses.replace(config, nms_radius=5), HEIGHT, WIDTH),
-        StereoPipeline(type(pipe.network)(pipe.network.config), config, HEIGHT, WIDTH),
+        StereoPipeline(pipe.network, config, HEIGHT, WIDTH + 16, False, known),
+        StereoPipeline(
+            pipe.network, dataclasses.replace(config, nms_radius=5), HEIGHT, WIDTH, False, known
+        ),
+        StereoPipeline(
+            type(pipe.network)(pipe.network.config), config, HEIGHT, WIDTH, False, known
+        ),
+        StereoPipeline(pipe.network, config, HEIGHT, WIDTH, False, Uncertainty()),
     ):
         assert changed.fingerprint() != pipe.fingerprint()

@@ -48,14 +48,16 @@ def test_results_fit_together(frontend, pair):
     )
 
 
-def test_matches_that_do_not_look_alike_are_left_out(pair):
+@pytest.mark.parametrize("limit", [{"min_correlation": 0.55}, {"min_confidence": 0.7}])
+def test_matches_that_do_not_look_alike_are_left_out(pair, limit):
     """Half of the right image is replaced by noise of the same brightness: none matches there."""
     left, right = pair
     spoilt = right.copy()
     rng = np.random.default_rng(0)
     spoilt[120:] = rng.integers(0, 256, spoilt[120:].shape)
-    loose = StereoFrontend(dataclasses.replace(CONFIG, min_correlation=-1.0, min_similarity=-1.0))
-    strict = StereoFrontend(dataclasses.replace(CONFIG, min_similarity=-1.0))
+    nothing = {"min_confidence": 0.0, "min_correlation": -1.0, "min_similarity": -1.0}
+    loose = StereoFrontend(dataclasses.replace(CONFIG, **nothing))
+    strict = StereoFrontend(dataclasses.replace(CONFIG, **nothing | limit))
 
     def rows(result) -> np.ndarray:
         return result.left.keypoints[result.left_index][:, 1]

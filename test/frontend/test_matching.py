@@ -11,8 +11,8 @@ from kp_frontend.matching import (
     match_stereo,
     match_temporal,
     quarter_correlation,
-    refine_disparity,
 )
+from kp_frontend.refinement import refine_disparity
 
 
 def make(seed: int, count: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -90,12 +90,27 @@ def test_disparity_is_refined_whatever_the_exposure(truth):
     left_xy = np.column_stack([rng.uniform(30, 170, 50), rng.uniform(20, 100, 50)])
     left_xy = torch.from_numpy(left_xy.astype(np.float32))
     right_xy = left_xy - torch.tensor([10.0, 0.0])
-    disparity, sigma, correlation = refine_disparity(
-        torch.from_numpy(left), torch.from_numpy(right), left_xy, right_xy
+    found = refine_disparity(torch.from_numpy(left), torch.from_numpy(right), left_xy, right_xy)
+    assert found.correlation.min() > 0.9
+    assert np.median(np.abs(found.disparity.numpy() - 10 - truth)) < 0.06
+    assert found.good.all() and (found.bound > 0).all() and found.bound.median() < 0.1
+    assert found.shift[:, 1].abs().median() < 0.03  # rows do not differ
+
+
+def test_a_row_difference_does_not_count_as_disparity():
+    """Slanted texture in rows half a pixel apart: along the row alone it would seem to move."""
+    rng = np.random.default_rng(0)
+    slant = cv2.GaussianBlur(rng.normal(size=(160, 220)).astype(np.float32), (0, 0), 2)
+    slant = cv2.warpAffine(slant, np.float32([[1, 0.7, -40], [0, 1, 0]]), (220, 160))
+    left = 128 + 50 * slant / slant.std()
+    columns, rows = np.meshgrid(np.arange(220, dtype=np.float32), np.arange(160, dtype=np.float32))
+    right = cv2.remap(left, columns + 5.2, rows + 0.5, cv2.INTER_CUBIC)
+    left_xy = torch.from_numpy(rng.uniform([60, 30], [150, 120], (60, 2)).astype(np.float32))
+    found = refine_disparity(
+        torch.from_numpy(left), torch.from_numpy(right), left_xy, left_xy - torch.tensor([5.0, 0])
     )
-    assert correlation.min() > 0.9
-    assert np.median(np.abs(disparity.numpy() - 10 - truth)) < 0.06
-    assert (sigma > 0).all() and sigma.median() < 0.1
+    assert (found.disparity - 5.2).abs().median() < 0.05
+    assert (found.shift[:, 1] + 0.5).abs().median() < 0.05
 
 
 def test_flat_quarters_are_alike_and_noise_is_no_structure():
@@ -122,7 +137,7 @@ def test_windows_across_a_depth_edge_do_not_correlate():
     right_xy = left_xy - torch.stack([offset, torch.zeros_like(offset)], -1)
     correlation = refine_disparity(
         torch.from_numpy(left), torch.from_numpy(right), left_xy, right_xy
-    )[2]
+    ).correlation
     assert (correlation[[0, 1, 4, 5]] > 0.95).all()
     assert (correlation[[2, 3]] < 0.5).all()
 
@@ -131,16 +146,14 @@ def test_what_cannot_be_refined_keeps_its_place_and_says_so():
     left, right = textured(0), textured(1)  # nothing in common
     left_xy = torch.tensor([[50.0, 50.0], [100.0, 60.0], [80.0, 40.0]])
     right_xy = left_xy - torch.tensor([7.0, 0.0])
-    disparity, sigma, correlation = refine_disparity(
-        torch.from_numpy(left), torch.from_numpy(right), left_xy, right_xy
-    )
-    unknown = sigma == 1.0
-    assert (correlation[unknown] == -1).all() and (correlation < 0.75).all()
+    found = refine_disparity(torch.from_numpy(left), torch.from_numpy(right), left_xy, right_xy)
+    unknown = ~found.good
+    assert (found.correlation[unknown] == -1).all() and (found.correlation < 0.75).all()
     assert unknown.any()
-    assert (disparity[unknown] == 7.0).all()
+    assert (found.disparity[unknown] == 7.0).all() and (found.plain_sigma()[unknown] == 1.0).all()
     flat = torch.full((120, 200), 90.0)
-    disparity, sigma, _ = refine_disparity(flat, flat, left_xy, right_xy)
-    assert torch.isfinite(disparity).all() and (sigma == 1.0).all()
+    found = refine_disparity(flat, flat, left_xy, right_xy)
+    assert all(torch.isfinite(values).all() for values in found) and not found.good.any()
 
 
 def test_equal_descriptors_match_once_each_at_most():

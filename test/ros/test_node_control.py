@@ -187,11 +187,14 @@ def test_viewers_come_and_go_while_the_stream_goes_on(node, pair):
     message = node.expect(send_with_infos(node, pair, 995.0))
     node.wait(lambda: clouds[-1].header == message.header == pictures[-1].header)
     cloud = clouds[-1]
-    rows = np.frombuffer(cloud.data, "<f4").reshape(cloud.width, 4)
+    rows = np.frombuffer(cloud.data, "<f4").reshape(cloud.width, 5)
     expected = np.array(message.points, np.float32).reshape(-1, 3)
     known = np.isfinite(expected).all(1)
     np.testing.assert_array_equal(rows[:, :3], expected[known])
-    np.testing.assert_array_equal(rows[:, 3], np.array(message.similarity, np.float32)[known])
+    for i, name in ((3, "similarity"), (4, "confidence")):
+        values = np.array(getattr(message, name), np.float32)[known]
+        np.testing.assert_array_equal(rows[:, i], values)
+        assert cloud.fields[i].name == name
     shown = np.frombuffer(pictures[-1].data, np.uint8).reshape(240, -1, 3)
     assert shown.shape == (240, 320, 3)
     assert (shown.min(2) != shown.max(2)).mean() > 0.005  # coloured dots

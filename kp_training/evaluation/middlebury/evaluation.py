@@ -31,6 +31,7 @@ from kp_training.evaluation.metrics import (
 )
 from kp_training.evaluation.reasons import listed
 from kp_training.evaluation.scenes import Scene, load_scene
+from kp_training.evaluation.trust import Trust
 
 STEPS = 5  # points of the curves over the number of keypoints, doubling from one to the next
 
@@ -40,7 +41,8 @@ class MethodResults:
     """Results of one method, by scene.
 
     `rows`: metrics. `errors`: signed disparity errors (pixels, where there is ground truth) of
-    unconstrained matches in corresponding rows; `stereo_errors`: of published matches. `curves`:
+    unconstrained matches in corresponding rows; `stereo_errors`: of published matches; `trust`:
+    these with what was said about them. `curves`:
     for each number of keypoints, the metrics of the matches among the strongest ones.
     """
 
@@ -48,25 +50,35 @@ class MethodResults:
     rows: dict[str, dict[str, Value]] = field(default_factory=dict)
     errors: dict[str, np.ndarray] = field(default_factory=dict)
     stereo_errors: dict[str, np.ndarray] = field(default_factory=dict)
+    trust: dict[str, Trust] = field(default_factory=dict)
     curves: dict[int, dict[str, dict[str, Value]]] = field(default_factory=dict)
     shown: tuple[PairResult, Published] | None = None
 
     def add(
-        self, scene: Scene, result: PairResult, published: Published, counts: Sequence[int]
+        self,
+        scene: Scene,
+        result: PairResult,
+        published: Published,
+        counts: Sequence[int],
+        precise: bool,
     ) -> None:
-        """Measure the result of a scene."""
+        """Measure the result of a scene; `precise`: its map is known to fractions of a pixel."""
         name, method = scene.name, self.method
+        error = published.disparity - at_pixels(scene.disparity, published.left_xy)
+        known = np.isfinite(error)
+        self.trust[name] = Trust(
+            error[known], published.sigma[known], published.confidence[known], precise
+        )
         own_matches = result.matches if method.own_matcher else None
         self.rows[name] = {
             **scene_metrics(scene, result.first, result.second, own_matches),
-            **stereo_metrics(*published, scene.disparity),
+            **stereo_metrics(published.left_xy, published.disparity, scene.disparity),
+            **self.trust[name].metrics(),
             "inference_ms": result.milliseconds,
         }
         rows_apart, error = match_errors(scene.disparity, *result.places())
         self.errors[name] = error[np.isfinite(error) & (rows_apart <= ROW_TOLERANCE)]
-        left_xy, disparity = published
-        error = disparity - at_pixels(scene.disparity, left_xy)
-        self.stereo_errors[name] = error[np.isfinite(error)]
+        self.stereo_errors[name] = self.trust[name].error
         for count in counts:
             left, right = result.first.strongest(count), result.second.strongest(count)
             among = PairResult(left, right, method.match(left, right), result.milliseconds)
@@ -134,7 +146,7 @@ def evaluate_middlebury(
         for of_method in results.values():
             result = run_method(of_method.method, images, seeded)
             published = of_method.method.publish(images, result.first, result.second)
-            of_method.add(scene, result, published, counts)
+            of_method.add(scene, result, published, counts, scene.name in precise)
             if chosen:
                 of_method.shown = result, published
     if not scenes:

@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 
 from kp_frontend.config import FrontendConfig
 from kp_training.evaluation import figures
+from kp_training.evaluation.method import OTHER_CORRELATION, OTHER_SIMILARITY
 from kp_training.evaluation.methods import NetworkMethod
-from kp_training.evaluation.metrics import KEYPOINTS, MATCHES, STEREO
+from kp_training.evaluation.metrics import KEYPOINTS, MATCHES, STEREO, TRUST
 from kp_training.evaluation.middlebury.evaluation import Evaluation
 from kp_training.evaluation.page import Page, shown
 from kp_training.evaluation.report_parts import (
@@ -22,6 +23,7 @@ from kp_training.evaluation.report_parts import (
 )
 from kp_training.evaluation.results import summary
 from kp_training.evaluation.scenes import Scene
+from kp_training.evaluation.trust import together
 
 # Figures of the reference study: mean and standard deviation, as shares instead of percentages.
 STUDY_METRICS = (
@@ -83,6 +85,7 @@ def middlebury_report(evaluation: Evaluation) -> Page:
         "unconstrained matches in corresponding rows. Right: matches as the front end publishes "
         "them.",
     )
+    _trust(page, evaluation)
     _pictures(page, evaluation)
     page.heading("Per scene")
     page.text("Click a column header to sort.")
@@ -91,7 +94,8 @@ def middlebury_report(evaluation: Evaluation) -> Page:
         for name, found in metrics["methods"].items():
             row = {"scene": scene, "method": name, "set": release, "size": f"{width}x{height}"}
             row |= {LABELS[m]: found[m]["per_scene"][scene] for m in PER_SCENE}
-            row |= {f"{LABELS[m]} (stereo)": found[m]["per_scene"][scene] for m in STEREO}
+            stereo = (*STEREO, *TRUST)
+            row |= {f"{LABELS[m]} (stereo)": found[m]["per_scene"][scene] for m in stereo}
             rows.append(row)
     page.table(rows)
     add_end(page, metrics)
@@ -153,10 +157,35 @@ def _means(page: Page, metrics: dict) -> None:
         metrics,
         STEREO,
         "Keypoints and descriptors of every method under the front end's limits: row difference of "
-        f"at most {limits.row_tolerance:g} px, disparity of at least -1 px, cosine similarity of "
-        f"at least {limits.min_similarity:g}, mutual nearest neighbours. The disparity is refined "
-        "on the images, and each quadrant of the patch needs a normalized cross-correlation of at "
-        f"least {limits.min_correlation:g}. Best in bold.",
+        f"at most {limits.row_tolerance:g} px, disparity of at least -1 px, mutual nearest "
+        "neighbours, disparity refined on the images. Networks: cosine similarity of at least "
+        f"{limits.min_similarity:g} and confidence of at least {limits.min_confidence:g}. Other "
+        f"methods have no confidence: cosine similarity of at least {OTHER_SIMILARITY:g}, and "
+        "correlation of the images in each quarter of the window of at least "
+        f"{OTHER_CORRELATION:g}. Best in bold.",
+    )
+
+
+def _trust(page: Page, evaluation: Evaluation) -> None:
+    page.heading("Standard deviations and confidence")
+    metrics = evaluation.metrics
+    rows = [
+        labelled({"method": name} | {m: mean_and_std(found[m]) for m in TRUST})
+        for name, found in metrics["methods"].items()
+    ]
+    page.table(
+        rows,
+        "Of published matches. Median of the disparity error over its standard deviation and share "
+        "within two standard deviations: right matches of scenes with sub-pixel ground truth; in "
+        "brackets what a normal distribution has. AUC and expected calibration error (ten bins) "
+        "of the confidence: networks only. Mean ± standard deviation over scenes.",
+    )
+    page.figure(
+        figures.trust_figure(
+            {name: together(list(r.trust.values())) for name, r in evaluation.results.items()}
+        ),
+        f"Left: share of right matches by confidence. Right: errors over their standard deviations "
+        f"beside a normal distribution. Published matches, {_precise(evaluation)}.",
     )
 
 
@@ -191,7 +220,7 @@ def _pictures(page: Page, evaluation: Evaluation) -> None:
         words = f"{name}: matches without an epipolar constraint."
         page.figure(_matches(scene, left, right, f"{name}, unconstrained"), words)
     for name, _, _, published in shown:
-        left, disparity = published
+        left, disparity = published[:2]
         right = left - np.column_stack([disparity, np.zeros(len(left))])
         words = f"{name}: matches as the front end publishes them, at the refined disparity."
         page.figure(_matches(scene, left, right, f"{name}, within limits"), words)
