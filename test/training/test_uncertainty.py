@@ -12,7 +12,7 @@ from kp_training.evaluation.trust import Trust, confidence_metrics, reliability
 from kp_training.uncertainty import Sample, cross_validated, fit
 
 
-def made_sample(name: str, seed: int, count: int = 3000) -> Sample:
+def made_sample(name: str, seed: int, count: int = 1500) -> Sample:
     """Matches that are right with a known probability, with errors of a known deviation."""
     generator = torch.Generator().manual_seed(seed)
     matches = torch.randn(count, len(MATCH_MEASUREMENTS), generator=generator)
