@@ -33,10 +33,7 @@ ROWS_PAIRS, ROWS_MATCHES = 300, 1000  # number of newest pairs, and of matches, 
 ROWS_OFF = 0.5  # pixels; median row offset above which to warn
 RAW_MOVES = 2.0  # pixels; smaller motions by rectification are ignored
 RAW_LOOKS = 60  # number of pairs, one per check, to tell raw images from rectified ones
-RAW_MATCHES, RAW_SLOPE = (
-    100,
-    0.4,
-)  # minimum number of matches, maximum deviation of the slope from 1
+RAW_MATCHES, RAW_SLOPE = 100, 0.4  # minimum number of matches, maximum error of the slope
 PLAUSIBLE_FOCAL = (0.1, 20.0)  # share of the image width: fields of view from 157 to 3 degrees
 PLAUSIBLE_DEPTH = (0.01, 1000.0)  # metres
 
