@@ -1,8 +1,8 @@
-"""Keyframes and landmarks refined together over a window: GTSAM's fixed-lag smoother, filled.
+"""Refines keyframes and landmarks in a window with GTSAM's fixed-lag smoother.
 
-A keyframe that leaves the window is marginalised, and with it the landmarks that it saw first. A
-landmark whose track goes on after that starts anew. So what is left of the past ties poses only,
-and the time of an update stays bounded.
+A keyframe that leaves the window is marginalised together with the landmarks that it saw first. If
+the track of such a landmark continues, it becomes a new landmark. So the marginal prior connects
+only poses, and the time of an update stays bounded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Poses with velocity and covariance, and their prediction.
 
-Inside the odometry covariances and velocities have rotation before translation, along the axes of
-the camera, as GTSAM has them.
+Inside the odometry, covariances and velocities have rotation before translation, along the axes of
+the camera, as in GTSAM.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ class State:
 
 
 def state_at_rest(stamp: int, pose: np.ndarray, covariance: np.ndarray | None = None) -> State:
-    """A state whose velocity is not known; without a covariance the pose is the origin's."""
+    """A state with unknown velocity. Without a covariance, the pose is the exact origin."""
     if covariance is None:
         covariance = AT_START**2 * np.eye(6)
     return State(stamp, pose, covariance, np.zeros(6), UNKNOWN_VELOCITY**2 * np.eye(6), seen=stamp)
 
 
 def predict(state: State, stamp: int, config: OdometryConfig) -> State:
-    """The state at a later time (ns), by constant velocity.
+    """Predict the state at a later time (ns) with constant velocity.
 
-    The camera is taken to go on for `max_gap` after it was last seen, and to stand after that;
-    the covariance grows all the time.
+    The velocity is kept for `max_gap` after the motion was last known. After that the camera is
+    assumed to be at rest. The covariance always grows.
     """
     ahead = max(stamp - state.stamp, 0) / 1e9
     going = min(ahead, max(state.seen / 1e9 + config.max_gap - state.stamp / 1e9, 0.0))
@@ -53,7 +53,7 @@ def predict(state: State, stamp: int, config: OdometryConfig) -> State:
     step[:3, :3] = cv2.Rodrigues(state.velocity[:3] * going)[0]
     step[:3, 3] = step[:3, :3] @ state.velocity[3:] * going
     change = np.repeat([config.angular_acceleration, config.acceleration], 3) * ahead
-    # Whether it stands after `max_gap`, or goes on, is not known.
+    # After `max_gap` the camera may be at rest or still moving.
     stray = np.abs(state.velocity) * (ahead - going)
     grown = state.velocity_covariance * ahead**2 + np.diag((change * ahead / 2) ** 2 + stray**2)
     return State(
@@ -74,7 +74,7 @@ def velocity_between(before: np.ndarray, after: np.ndarray, seconds: float) -> n
 
 
 def moved(covariance: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """The covariance (6, 6) of a pose, of that pose after a known step (4, 4)."""
+    """Propagate the covariance (6, 6) of a pose over a known step (4, 4)."""
     back = inverse(step)
     x, y, z = back[:3, 3]
     adjoint = np.zeros((6, 6))
@@ -84,8 +84,8 @@ def moved(covariance: np.ndarray, step: np.ndarray) -> np.ndarray:
 
 
 def given_out(covariance: np.ndarray, turn: np.ndarray) -> np.ndarray:
-    """A covariance (6, 6) with translation before rotation, about axes to which `turn` (3, 3) leads
-    from the camera's."""
+    """Reorder a covariance (6, 6) to translation before rotation, and rotate its axes by `turn`
+    (3, 3) from those of the camera."""
     swap = np.zeros((6, 6))
     swap[:3, 3:] = swap[3:, :3] = turn
     return swap @ covariance @ swap.T

@@ -191,7 +191,7 @@ def _of_all_pairs(run: Run) -> dict[str, dict]:
 
 
 def _images(camera: StereoBag, config: FrontendConfig, runs: dict[str, Run]) -> tuple[dict, dict]:
-    """Where all images ended, and how they were treated."""
+    """Counts of paired, processed and skipped images, and the reading options."""
     pairs = {
         "images": camera.images,
         "paired": len(camera.stamps),

@@ -1,4 +1,4 @@
-"""Whether the results of a bag are worth anything, by the rule that the node's diagnostics use."""
+"""Plausibility checks of the results of a bag, with the rules of the node's diagnostics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EVERY = 1.0  # seconds of the bag between two looks, as in the node
 
 
 class StreamHealth:
-    """Asks a `HealthMonitor` once a second of the bag, and collects what it finds.
+    """Queries a `HealthMonitor` once per second of the bag and collects its findings.
 
     Args:
         topics: of the left and right images.
@@ -38,7 +38,7 @@ class StreamHealth:
         self._found: dict[str, dict] = {}
 
     def add(self, frame: StereoFrame, features: StereoFeatures) -> None:
-        """Take note of a pair and its features."""
+        """Add a pair and its features."""
         seconds = frame.stamp / 1e9
         if not self._looked <= seconds:  # the first pair, or time went back
             self._begin = self._looked = seconds
@@ -58,7 +58,7 @@ class StreamHealth:
             entry["looks"] += 1
 
     def summary(self) -> list[dict]:
-        """What was found, most often first: cause, words, stamp of the first time, and the share.
+        """The findings, the most frequent first: cause, message, first time stamp and share.
 
         A stream that is shorter than a look is judged as a whole.
         """
@@ -79,5 +79,5 @@ def _lenses(frame: StereoFrame) -> tuple[Lens, Lens] | None:
     left, right = frame.cameras
     try:
         return left.for_image(frame.left).lens(), right.for_image(frame.right).lens()
-    except ValueError:  # the evaluation says so itself
+    except ValueError:  # the evaluation reports this itself
         return None

@@ -1,4 +1,4 @@
-"""A bag played through the running node over DDS, and what the node published about it."""
+"""Plays a bag to the running node over DDS and collects what the node publishes."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ Spin = Callable[[float], None]  # serves callbacks for at most so many seconds
 
 @dataclass
 class Played:
-    """What came of a bag: features by stamp as serialised messages, milliseconds, counters."""
+    """Result of a run: serialised features by time stamp, latencies in milliseconds, counters."""
 
     messages: dict[int, bytes] = field(default_factory=dict)
     latency_ms: dict[int, float] = field(default_factory=dict)  # second image sent to features
     counts: dict[str, str] = field(default_factory=dict)  # the node's own, from its diagnostics
 
     def features(self, stamp: int) -> StereoFeatures | None:
-        """Features of the pair with this stamp; None if none came."""
+        """Features of the pair with this time stamp; None if none arrived."""
         raw = self.messages.get(stamp)
         return None if raw is None else stereo_features(deserialize_message(raw, StereoFeaturesMsg))
 
 
 class _Player(Node):
-    """Publishes the bag's images, listens to the node."""
+    """Publishes the images of the bag and subscribes to the node."""
 
     def __init__(self, played: Played) -> None:
         super().__init__("bag_player")
@@ -72,7 +72,7 @@ class _Player(Node):
         self.create_subscription(DiagnosticArray, "/diagnostics", self._diagnostics, 5)
 
     def ready(self) -> bool:
-        """Whether the node listens to all inputs and its features can be heard."""
+        """Whether the node subscribes to all inputs and its features are received."""
         return (
             all(p.get_subscription_count() for p in self.inputs.values())
             and self.count_publishers("kp_frontend/features") > 0
@@ -90,7 +90,7 @@ class _Player(Node):
             self.played.counts |= {v.key: v.value for v in status.values}
 
     def idle(self, images: int) -> bool:
-        """Whether the node says that it has received all images and none waits."""
+        """Whether the node has received all images and none is waiting, by its diagnostics."""
         counts = self.played.counts
         return counts.get("received") == str(images) and counts.get("waiting") == "0"
 
@@ -136,7 +136,7 @@ def play(
 
 @contextmanager
 def _exit_when_terminated() -> Iterator[None]:
-    """rclpy takes SIGTERM: exit with the status that a shell gives it."""
+    """rclpy handles SIGTERM: exit with the same status as a shell would report."""
     try:
         yield
     except ExternalShutdownException:
@@ -145,7 +145,7 @@ def _exit_when_terminated() -> Iterator[None]:
 
 @contextmanager
 def _spinning(played: Played) -> Iterator[tuple[_Player, SingleThreadedExecutor]]:
-    """A player and the executor that serves it, in a context that ends with them."""
+    """A player with its executor and context."""
     rclpy.init()
     player = _Player(played)
     executor = SingleThreadedExecutor()
@@ -231,7 +231,7 @@ def _yaml(value: bool | int | float | str) -> str:
 
 
 def _schedule(camera: StereoBag, rate: float) -> Iterator[tuple[float, str, Outgoing]]:
-    """When to publish what: seconds of the monotonic clock, topic of the node, message or bytes."""
+    """The schedule: monotonic time in seconds, topic of the node, message or bytes."""
     topics = camera.topics
     nodes = {
         topics.left: "left/image",
@@ -252,7 +252,7 @@ def _schedule(camera: StereoBag, rate: float) -> Iterator[tuple[float, str, Outg
 
 
 def _prepared(camera: StereoBag, topic: str, raw: bytes) -> Outgoing:
-    """A message of the bag as the node wants it: its own bytes, or decoded.
+    """Convert a message of the bag for the node: the original bytes, or decoded.
 
     Raises:
         ValueError: it cannot be decoded.

@@ -1,4 +1,4 @@
-"""Bags of ROS 1 and ROS 2 read as far as they go; what is missing is noted.
+"""Reads bags of ROS 1 and ROS 2 as far as possible, and notes what is missing.
 
 Nothing of ROS runs here; messages are the plain objects that `rosbags` makes of serialised bytes.
 """
@@ -118,7 +118,7 @@ class Bag:
         self._expected = Counter({name: t.count for name, t in self.topics.items()}) | found.counts
 
     def _open(self, paths: list[Path], stack: ExitStack) -> list[str]:
-        """Open all files; why some cannot be."""
+        """Open all files. Returns the reasons why some cannot be opened."""
         reasons = []
         for path in paths:
             try:
@@ -128,7 +128,7 @@ class Bag:
         return reasons
 
     def note(self, text: str) -> None:
-        """Take a note for the user, once."""
+        """Add a note for the user, once."""
         if text not in self.notes:
             self.notes.append(text)
 

@@ -70,7 +70,7 @@ def mean_rows(methods: Mapping[str, dict]) -> list[dict]:
 
 
 def accounting(result: dict) -> list[str]:
-    """Where all images ended, in words."""
+    """Summary of the processed and dropped images, as text."""
     pairs, lines = result["pairs"], [f"note: {note}" for note in result["bag"]["notes"]]
     if "images" in pairs:
         lines.append(
@@ -96,7 +96,7 @@ def accounting(result: dict) -> list[str]:
 
 
 def live_lines(live: dict) -> list[str]:
-    """What came of playing to the node, in words."""
+    """Summary of a run with the node, as text."""
     found, dropped = live["agreement"], live["dropped"]
     lines = [f"played at {live['rate']:g} times the recorded rate; {live['processed']} processed"]
     lines.append(

@@ -1,4 +1,4 @@
-"""One way of getting the features of a bag's pairs, and what is measured of it; two compared."""
+"""Runs over a bag with different sources of features: their metrics, and their comparison."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEMPORAL = ("track_survival", "match_survival", "temporal_repeatability",
 
 @dataclass
 class Run:
-    """What one way of making the features gave.
+    """Results of one run.
 
     `rows` metrics by stamp, `previous` the stamp that a pair's temporal metrics refer to,
     `missing` stamps of pairs without features, `example` a pair from the middle to be shown.
@@ -46,7 +46,7 @@ class Run:
     health: list[dict] = field(default_factory=list)  # as `StreamHealth.summary`
 
     def finish(self, metrics: StreamMetrics) -> None:
-        """Take what was collected over the pairs."""
+        """Store the values collected over the pairs."""
         self.previous = metrics.previous
         self.tracks, self.survival = metrics.tracks.values(), metrics.tracks.survival()
         self.row_errors = np.concatenate([np.zeros(0), *metrics.row_errors])
@@ -108,7 +108,7 @@ class Offline:
 
 
 def agreement(one: Run, other: Run) -> dict:
-    """Are the metrics of two runs the same to the last digit, in the pairs that both have?
+    """Check that the metrics of two runs are identical for the pairs that both have.
 
     Temporal metrics count where both refer to the same pair before; latency is no such metric.
     """

@@ -1,4 +1,4 @@
-"""Stamps of messages: which images are pairs, which camera is valid when."""
+"""Time stamps of messages: pairing of images, and the camera_info of each image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kp_training.evaluation.frames import Camera
 
 
 def pair_stamps(left: np.ndarray, right: np.ndarray, slop: int = 0) -> list[tuple[int, int]]:
-    """Which images are pairs: each other's nearest stamp, at most `slop` apart.
+    """Pair images: each is the nearest to the other in time, at most `slop` apart.
 
     Args:
         left, right: (N,), (M,) int64 stamps in nanoseconds in the order of the bag.
@@ -29,7 +29,7 @@ def pair_stamps(left: np.ndarray, right: np.ndarray, slop: int = 0) -> list[tupl
 
 
 def _nearest(stamps: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """For each stamp the place of the nearest of the others; the first of equal ones."""
+    """For each stamp the index of the nearest of the others; the first of equal ones."""
     order = np.argsort(others, kind="stable")
     ordered = others[order]
     after = np.searchsorted(ordered, stamps).clip(0, len(ordered) - 1)
@@ -67,7 +67,7 @@ def no_pairs(
     right_received: np.ndarray,
     offset: float = 0.0,
 ) -> str:
-    """What to do about images of which none is a pair.
+    """A hint for the user if no images form a pair.
 
     Images that were received together tell how far the stamps of the cameras are apart.
 

@@ -1,4 +1,4 @@
-"""The stereo camera in a bag: which images are pairs, and frames of them."""
+"""The stereo camera in a bag: pairs of images with their calibration and ground truth."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class StereoBag:
             self.skipped.append(words)
 
     def frames(self) -> Iterator[StereoFrame]:
-        """The pairs, with what is known of them; one that cannot be used is named in `skipped`."""
+        """The pairs with their calibration and ground truth. `skipped` lists unusable pairs."""
         left, right = self._sides
         places = {left: self._pair_of[0], right: self._pair_of[1]}
         if self.topics.disparity:
@@ -205,7 +205,7 @@ class StereoBag:
     def _disparity(
         self, stamp: int, raws: dict[str, bytes], image: np.ndarray
     ) -> np.ndarray | None:
-        """The true disparity of a pair, if there is one that fits it."""
+        """The ground-truth disparity of a pair, if there is one of its size."""
         topic = self.topics.disparity
         if topic is None or topic not in raws:
             return None

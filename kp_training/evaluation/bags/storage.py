@@ -1,4 +1,4 @@
-"""What the storage formats of bags have in common: channels, and records that may be cut."""
+"""Common parts of the storage formats of bags: channels, and records that may be truncated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ READABLE = ("cdr", "ros1")  # encodings of messages that can be read; others are
 
 
 class StorageError(ValueError):
-    """Nothing of a file can be read, and why."""
+    """A file cannot be read at all. The message gives the reason."""
 
 
 @dataclass(eq=False)
@@ -41,7 +41,7 @@ class StorageFile(Protocol):
 
     @property
     def channels(self) -> list[Channel]:
-        """What the file holds."""
+        """The channels of the file."""
 
     def messages(self, wanted: Collection[Channel]) -> Iterator[tuple[Channel, int, bytes]]:
         """Messages of some channels: channel, time of recording in nanoseconds, serialised."""
@@ -61,6 +61,6 @@ def ros2_type(name: str) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """An exception in words, on one line that is not too long."""
+    """The message of an exception as one line of limited length."""
     words = " ".join(str(error).split()) or type(error).__name__
     return words if len(words) <= 200 else f"{words[:200]} ..."

@@ -155,7 +155,7 @@ class McapFile:
         self._ended = False  # whether the record that ends the data was found
 
     def _summary(self) -> Summary | None:
-        """The summary at the end of the file, if there is one that can be read."""
+        """The summary at the end of the file, or None if it is missing or unreadable."""
         try:
             with self.path.open("rb") as file:
                 return make_reader(file).get_summary()
@@ -211,7 +211,7 @@ class McapFile:
             row = opcode == Opcode.MESSAGE
 
     def _salvage(self, summary: Summary | None) -> None:
-        """Note that the file is not whole; take what is found beyond the place of the damage."""
+        """Note that the file is damaged, and use what is found after the damage."""
         if self._ended:
             self._note(f"{self.path.name} ends within its summary: {REMEDY}")
         else:
@@ -250,7 +250,7 @@ class McapFile:
             channel.count = max(found[number], counts.get(number, 0))
 
     def _describe(self, opcode: int, content: bytes) -> None:
-        """Take a record that says something of the file."""
+        """Process a record that describes the file."""
         stream = ReadDataStream(BytesIO(content))
         try:
             if opcode == Opcode.SCHEMA:
@@ -308,7 +308,7 @@ class McapFile:
             self._note(f"{where} the last {end - until} of {end} bytes cannot be read")
 
     def _unpacked(self, segment: _Segment) -> bytes:
-        """The records in a chunk; of one that is cut as many bytes as are there."""
+        """The records in a chunk. For a truncated chunk, the bytes that exist."""
         *_, size, checksum, name_length = CHUNK.unpack_from(self._data, segment.begin)
         at = segment.begin + CHUNK.size + name_length
         compression = self._data[segment.begin + CHUNK.size : at].decode()

@@ -37,7 +37,7 @@ Row = dict[str, float | int | None]
 
 @dataclass(frozen=True)
 class _Before:
-    """What the next pair is compared with."""
+    """Data of a pair that the next pair is compared with."""
 
     stamp: int
     camera: str
@@ -46,12 +46,12 @@ class _Before:
 
     @property
     def rig(self) -> tuple[str, int, int]:
-        """What a pair must have in common with it to go on from it."""
+        """Key that two successive pairs must share to be compared."""
         return self.camera, self.features.width, self.features.height
 
 
 class StreamMetrics:
-    """Metrics of pair after pair; the pair before is remembered.
+    """Computes the metrics of successive pairs. Stores the previous pair.
 
     `previous` maps a pair's stamp to that of the pair its temporal metrics refer to, `row_errors`
     collects |y_r - y_l| of all unconstrained matches, for a histogram, `tracks` has the metrics of
@@ -106,7 +106,7 @@ class StreamMetrics:
 
 
 def _share(which: np.ndarray) -> float | None:
-    """Share of True in (N,) bool; None of nothing, where there was nothing to be found."""
+    """Share of True in (N,) bool; None for an empty array."""
     return share(which) if which.size else None
 
 
@@ -165,7 +165,7 @@ def coverage_metrics(features: StereoFeatures) -> Row:
 
 
 def track_metrics(before: StereoFeatures, now: StereoFeatures) -> Row:
-    """Which left keypoints, and which stereo matches, go on by their track ids."""
+    """Shares of left keypoints, and of stereo matches, whose tracks continue."""
     ids = before.left.track_ids
     matched = ids[before.left_index]
     matched_now = now.left.track_ids[now.left_index]
@@ -180,7 +180,7 @@ def track_metrics(before: StereoFeatures, now: StereoFeatures) -> Row:
 def flow_metrics(
     before: StereoFeatures, now: StereoFeatures, image_before: np.ndarray, image: np.ndarray
 ) -> Row:
-    """Are keypoints found again where optical flow says that they went?
+    """Share of keypoints that are detected again at the position predicted by optical flow.
 
     Pyramidal Lucas-Kanade (Bouguet, 2001) of the images is the judge, which knows nothing of the
     features; keypoints that it cannot follow there and back say nothing.
@@ -198,7 +198,7 @@ def flow_metrics(
 
 
 def truth_metrics(features: StereoFeatures, truth: np.ndarray) -> Row:
-    """The metrics of `kp evaluate middlebury` of what was published, left to right.
+    """The metrics of `kp evaluate middlebury` for published features, left to right.
 
     Those of unoccluded keypoints are left out: a bag does not say what is occluded.
     """

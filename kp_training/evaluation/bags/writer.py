@@ -94,7 +94,7 @@ class _Messages:
         return self.type[POSE](header, self.type["geometry_msgs/msg/Pose"](point, quaternion))
 
     def of_frame(self, frame: StereoFrame, image_name: str) -> list[tuple[str, str, Message]]:
-        """Topic, type and message of all that is known of a frame."""
+        """Topic, type and message of all data of a frame."""
         rig = f"{frame.camera}/" if frame.camera else ""
         heads = [self.header(frame.stamp, f"{rig}{s}_optical") for s in ("left", "right")]
         height, width = frame.left.shape
@@ -152,7 +152,7 @@ def write_bag(sequence: Sequence, path: Path, storage: str | None = None) -> dic
 
 @contextmanager
 def _complete(path: Path) -> Iterator[None]:
-    """A bag that could not be written to its end is not left behind."""
+    """Remove the bag if writing fails."""
     try:
         yield
     except BaseException:

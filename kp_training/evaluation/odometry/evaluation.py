@@ -1,4 +1,4 @@
-"""Odometry of several methods on a sequence with true poses, as metrics.json has it."""
+"""Evaluates the odometry of several methods on a sequence with ground-truth poses."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def _trajectory_metrics(trajectory: Trajectory, scene: str) -> dict:
 
 
 def _summary(values: np.ndarray, scene: str) -> dict[str, Any]:
-    """A metric's values as metrics.json has them."""
+    """The values of a metric in the format of metrics.json."""
     mean = float(values.mean()) if values.size else None
     return {
         "mean": mean,

@@ -1,4 +1,4 @@
-"""What gives `kp evaluate odometry` its features: networks, SIFT, ORB and others, all alike."""
+"""Front ends of `kp evaluate odometry`: networks, SIFT, ORB and external methods."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def stereo_method(name: str, config: FrontendConfig) -> StereoMethod:
 
 
 class OtherFrontend:
-    """Keypoints of a method that is no network of ours, matched and refined as ours are."""
+    """Keypoints of an external method, matched and refined like those of the front end."""
 
     def __init__(self, method: Method, config: FrontendConfig) -> None:
         self.method, self.config = method, config
@@ -50,7 +50,7 @@ class OtherFrontend:
     def __call__(
         self, left: np.ndarray, right: np.ndarray, calibration: StereoCalibration
     ) -> StereoFeatures:
-        """Features of a rectified pair; tracks are not made, similarity is not known."""
+        """Features of a rectified pair, without tracks and similarity."""
         found, found_right = self.method.detect(left), self.method.detect(right)
         features, features_right = _features(found), _features(found_right)
         rows = np.zeros((0, 2), int)

@@ -91,7 +91,7 @@ def score(trajectory: Trajectory) -> Scores:
 
 
 def evo_path(poses: np.ndarray):  # noqa: ANN201  evo is imported only where it is used
-    """Poses (N, 4, 4) as evo has them."""
+    """Convert poses (N, 4, 4) to evo's type."""
     from evo.core.trajectory import PosePath3D
 
     return PosePath3D(poses_se3=list(poses))
@@ -108,7 +108,7 @@ def write_tum(path: Path, stamps: list[int], poses: Iterable[np.ndarray]) -> Non
 
 
 def travelled(poses: np.ndarray) -> np.ndarray:
-    """Way travelled at each pose (N, 4, 4), (N,) metres."""
+    """Path length at each pose (N, 4, 4), (N,) metres."""
     steps = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1)
     return np.concatenate([[0.0], np.cumsum(steps)])
 
