@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -12,6 +13,7 @@ from kp_frontend.features import StereoFeatures
 
 NEAR, CLOSE = 3.0, 1.0  # pixels, of the two accuracies
 LONG = 10  # observations of a long track
+TRAIL = 12  # observations of a track that are drawn
 LONGEST_SHOWN = 30  # observations, of the survival curve
 
 
@@ -126,6 +128,39 @@ class TrackMetrics:
         most = min(LONGEST_SHOWN, self._frames)
         could = [began <= self._frames - n for n in range(1, most + 1)]
         return [_mean(reached[c] >= n) for n, c in enumerate(could, 1)]
+
+
+class Trails:
+    """Where the tracks of the last frame came from."""
+
+    def __init__(self) -> None:
+        self._places: dict[int, list[np.ndarray]] = {}
+        self._image = np.zeros((1, 1), np.uint8)
+
+    def add(self, features: StereoFeatures, image: np.ndarray) -> None:
+        """Take the next frame: its features and its left image (H, W) uint8."""
+        left = features.left
+        self._image = image
+        self._places = {
+            track: [*self._places.get(track, [])[1 - TRAIL :], place]
+            for track, place in zip(left.track_ids.tolist(), left.keypoints, strict=True)
+            if track
+        }
+
+    def draw(self) -> np.ndarray:
+        """The last image (H, W, 3), BGR, with the way of each track of at least two observations,
+        coloured by their number: blue for two, red for `TRAIL` and more."""
+        canvas = cv2.cvtColor(self._image, cv2.COLOR_GRAY2BGR)
+        trails = sorted((np.array(p) for p in self._places.values() if len(p) > 1), key=len)
+        levels = np.array([[255 * len(p) // TRAIL for p in trails]], np.uint8)
+        if not trails:
+            return canvas
+        colours = cv2.applyColorMap(levels, cv2.COLORMAP_TURBO)[0].tolist()
+        for places, colour in zip(trails, colours, strict=True):
+            fixed = np.rint(places * 16).astype(np.int32)[:, None]
+            cv2.polylines(canvas, [fixed], False, colour, 1, cv2.LINE_AA, shift=4)
+            cv2.circle(canvas, fixed[-1, 0].tolist(), 32, colour, -1, cv2.LINE_AA, shift=4)
+        return canvas
 
 
 def _accuracies(errors: np.ndarray) -> dict[str, np.ndarray]:

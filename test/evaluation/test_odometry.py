@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import made_world
 import numpy as np
 import pytest
@@ -114,9 +115,9 @@ def test_a_frame_that_fails_is_named_and_bridged():
     blank = np.zeros_like(frames[0].left)
     frames[3] = replace(frames[3], left=blank, right=blank)
     method = stereo_method("sift", FrontendConfig(max_keypoints=400))
-    followed, matches, _ = follow(frames, method)
-    assert len(matches) == 6 and matches[3] == 0
-    for track in followed.values():
+    followed = follow(frames, method)
+    assert len(followed.matches) == 6 and followed.matches[3] == 0
+    for track in followed.trajectories.values():
         assert track.failed == [3] and len(track.poses) == 6
         steps = np.diff([pose[0, 3] for pose in track.poses])
         np.testing.assert_allclose(steps, STEP_METRES, rtol=0.15)
@@ -168,8 +169,13 @@ def test_a_made_drive_is_followed_and_compared(tmp_path, capsys):
         rows = np.loadtxt(out / f"{name}.tum")
         assert rows.shape == (12, 8)
         np.testing.assert_array_equal(rows[:, 0], truth[:, 0])
+    assert cv2.imread(str(out / "tracks_tiny.png")).shape == (
+        made_world.HEIGHT,
+        made_world.WIDTH,
+        3,
+    )
     report = (out / "report.html").read_text()
-    assert "drift, %" in report and "data:image" in report
+    assert "drift, %" in report and "within 1 px" in report and "data:image" in report
 
 
 def test_false_truth_is_drift(tmp_path):

@@ -7,12 +7,12 @@ from dataclasses import replace
 import made_world
 import numpy as np
 import pytest
-from made_world import STEP, STEP_METRES, grid_features
+from made_world import HEIGHT, STEP, STEP_METRES, WIDTH, grid_features
 
 from kp_frontend.config import FrontendConfig
 from kp_frontend.features import StereoFeatures
 from kp_training.evaluation.odometry.frontends import stereo_method
-from kp_training.evaluation.tracks import TrackMetrics, survival_figure
+from kp_training.evaluation.tracks import TrackMetrics, Trails, survival_figure
 
 
 def with_tracks(ids: list[int]) -> StereoFeatures:
@@ -63,6 +63,18 @@ def test_errors_are_distances_from_where_depth_and_motion_put_a_point():
     apart = TrackMetrics()
     apart.add(slid(0.0), poses[0])
     assert apart.add(slid(-STEP), poses[1], goes_on=False) == {}
+
+
+def test_trails_lead_to_the_last_frame():
+    trails, image = Trails(), np.zeros((HEIGHT, WIDTH), np.uint8)
+    for shift in (0.0, 5.0, 10.0):
+        trails.add(grid_features(shift=(shift, 0.0)), image)
+    drawn = trails.draw()
+    row = int(grid_features().left.keypoints[0, 1])
+    coloured = drawn.any(-1)
+    x = int(grid_features().left.keypoints[0, 0])
+    assert coloured[row, x : x + 11].all() and not coloured[row, : x - 2].any()
+    assert not Trails().draw().any()
 
 
 def test_klt_follows_a_made_wall():

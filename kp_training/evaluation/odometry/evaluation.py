@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from rich.progress import track
 
@@ -23,7 +25,7 @@ from kp_training.evaluation.odometry.frontends import StereoMethod, stereo_metho
 from kp_training.evaluation.odometry.trajectories import Trajectory
 from kp_training.evaluation.results import provenance
 from kp_training.evaluation.sequences import guess_layout, open_sequence
-from kp_training.evaluation.tracks import TrackMetrics
+from kp_training.evaluation.tracks import TrackMetrics, Trails
 
 # The two odometries that every method is followed by: the prefix of their metrics, and the config.
 FRAME = "frame_"
@@ -62,34 +64,42 @@ def sequence_frames(
         yield all_frames(), len(camera.stamps), camera.skipped
 
 
-def follow(
-    frames: Iterable[StereoFrame], method: StereoMethod
-) -> tuple[dict[str, Trajectory], list[int], TrackMetrics]:
-    """Follow the camera through rectified frames with all of `ODOMETRIES`.
+@dataclass
+class Followed:
+    """What following a camera with the features of one method gave.
 
-    Returns:
-        The trajectories by the prefix of their metrics, the stereo matches of each frame, and what
-        is known of the tracks.
+    `trajectories` by the prefix of their metrics, `matches` in stereo of each frame, what is known
+    of the tracks, and the way of those of the last frame.
+    """
+
+    trajectories: dict[str, Trajectory]
+    matches: list[int] = field(default_factory=list)
+    tracks: TrackMetrics = field(default_factory=TrackMetrics)
+    trails: Trails = field(default_factory=Trails)
+
+
+def follow(frames: Iterable[StereoFrame], method: StereoMethod) -> Followed:
+    """Follow the camera through rectified frames with all of `ODOMETRIES`.
 
     Raises:
         ValueError: frames without a calibration.
     """
     odometries = {prefix: StereoOdometry(config) for prefix, config in ODOMETRIES.items()}
-    followed = {prefix: Trajectory() for prefix in odometries}
-    matches, tracks = [], TrackMetrics()
+    followed = Followed({prefix: Trajectory() for prefix in odometries})
     for frame in frames:
         calibration = frame.calibration()
         if calibration is None:
             raise ValueError("odometry needs calibrated cameras: there is no camera_info")
         features = method(frame.left, frame.right, calibration)
-        matches.append(len(features))
-        tracks.add(features, frame.pose)
+        followed.matches.append(len(features))
+        followed.tracks.add(features, frame.pose)
+        followed.trails.add(features, frame.left)
         for prefix, odometry in odometries.items():
             begin = time.perf_counter()
             estimate = odometry(features, frame.stamp)
             ms = 1e3 * (time.perf_counter() - begin)
-            followed[prefix].add(frame.stamp, frame.pose, estimate, ms)
-    return followed, matches, tracks
+            followed.trajectories[prefix].add(frame.stamp, frame.pose, estimate, ms)
+    return followed
 
 
 def evaluate_odometry(
@@ -109,7 +119,7 @@ def evaluate_odometry(
         methods: `klt`, `sift`, `orb`, released networks, weights files.
         config: of the networks; the classics take its number of keypoints and stereo limits.
         reading: how the stereo camera of a bag is read.
-        out: folder for the trajectories as TUM files.
+        out: folder for the trajectories as TUM files and pictures of the tracks.
 
     Returns:
         The contents of metrics.json.
@@ -125,19 +135,19 @@ def evaluate_odometry(
         method = stereo_method(name, config)
         opened = sequence_frames(path, given or StereoTopics(), reading or Reading())
         with opened as (frames, total, left_out):
-            followed, matches, tracks = follow(track(frames, name, total=total), method)
-        known = followed[""].known()
+            followed = follow(track(frames, name, total=total), method)
+        known = followed.trajectories[""].known()
         if len(known) < 2:
             raise ValueError(f"{path} has {len(known)} frames with a true pose: odometry needs two")
-        if len(known) < len(matches):
-            unknown = len(matches) - len(known)
+        if len(known) < len(followed.matches):
+            unknown = len(followed.matches) - len(known)
             left_out.append(f"{unknown} frames without a true pose: followed, but not scored")
-        results[name] = _metrics(followed, matches, tracks, path.name)
-        survival[name] = tracks.survival()
-        estimate, truth = followed[""].compared()
+        results[name] = _metrics(followed, path.name)
+        survival[name] = followed.tracks.survival()
+        estimate, truth = followed.trajectories[""].compared()
         places[name] = estimate[:, :3, 3].tolist()
         if out is not None:
-            _write_tum(out, name, followed)
+            _write_files(out, name, followed)
     way = float(trajectories.travelled(truth)[-1])
     return {
         "scenes": [path.name],
@@ -160,29 +170,29 @@ def evaluate_odometry(
     }
 
 
-def _write_tum(out: Path, name: str, followed: dict[str, Trajectory]) -> None:
-    """The truth and both trajectories of a method, which may be a path, as TUM files."""
+def _write_files(out: Path, name: str, followed: Followed) -> None:
+    """The truth and both trajectories of a method, which may be a path, as TUM files, and its
+    tracks in the last frame as PNG."""
     plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-    for prefix, trajectory in followed.items():
+    cv2.imwrite(str(out / f"tracks_{plain}.png"), followed.trails.draw())
+    for prefix, trajectory in followed.trajectories.items():
         file = out / f"{prefix}{plain}.tum"
         trajectories.write_tum(file, trajectory.stamps, trajectory.poses)
-    truth = followed[""]
+    truth = followed.trajectories[""]
     known = truth.known()
     stamps = [truth.stamps[i] for i in known]
     _, poses = truth.compared()
     trajectories.write_tum(out / "truth.tum", stamps, poses)
 
 
-def _metrics(
-    followed: dict[str, Trajectory], matches: list[int], tracks: TrackMetrics, scene: str
-) -> dict:
+def _metrics(followed: Followed, scene: str) -> dict:
     """Metrics of one method."""
     result: dict[str, dict] = {}
-    for prefix, trajectory in followed.items():
+    for prefix, trajectory in followed.trajectories.items():
         found = _trajectory_metrics(trajectory, scene)
         result |= {prefix + name: values for name, values in found.items()}
-    result["stereo_matches"] = _summary(np.array(matches, float), scene)
-    for name, value in tracks.values().items():
+    result["stereo_matches"] = _summary(np.array(followed.matches, float), scene)
+    for name, value in followed.tracks.values().items():
         known = [] if value is None else [value]
         result[name] = _summary(np.array(known, float), scene)
     return result
