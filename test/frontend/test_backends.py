@@ -34,13 +34,14 @@ from kp_frontend.pipeline import PipelineResults, StereoPipeline
 from kp_frontend.uncertainty import Uncertainty
 
 HEIGHT, WIDTH = 96, 128
+CONFIG = FrontendConfig(backend="torch", max_keypoints=64, max_motion=0.0)  # quick to build
 KEY = {"backend": "test", "weights": "abc"}
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> tuple[StereoPipeline, tuple[torch.Tensor, ...]]:
     """A small pipeline and inputs for it."""
-    frontend = StereoFrontend(FrontendConfig(backend="torch", max_keypoints=64))
+    frontend = StereoFrontend(CONFIG)
     pipe = StereoPipeline(
         frontend.network, frontend.config, HEIGHT, WIDTH, uncertainty=frontend.uncertainty
     ).eval()
@@ -50,11 +51,14 @@ def pipeline() -> tuple[StereoPipeline, tuple[torch.Tensor, ...]]:
 
 @pytest.fixture(scope="module")
 def raw_pipeline(pipeline) -> tuple[StereoPipeline, tuple[torch.Tensor, ...]]:
-    """The same for raw images."""
-    pipe, inputs = pipeline
-    config = FrontendConfig(backend="torch", max_keypoints=64)
-    raw = StereoPipeline(pipe.network, config, HEIGHT, WIDTH, True, pipe.uncertainty).eval()
-    return raw, (*inputs, torch.from_numpy(identity_maps(WIDTH, HEIGHT)))
+    """The same for raw images, and with tracks."""
+    pipe, (images, *_) = pipeline
+    frontend = StereoFrontend(dataclasses.replace(CONFIG, max_motion=64.0))
+    raw = StereoPipeline(
+        pipe.network, frontend.config, HEIGHT, WIDTH, True, pipe.uncertainty
+    ).eval()
+    others = (*frontend.blank_inputs(WIDTH), identity_maps(WIDTH, HEIGHT))
+    return raw, (images, *(torch.from_numpy(array) for array in others))
 
 
 def test_the_pipeline_for_raw_images_gives_the_same_where_they_are_rectified(
@@ -62,8 +66,8 @@ def test_the_pipeline_for_raw_images_gives_the_same_where_they_are_rectified(
 ):
     (pipe, inputs), (raw, raw_inputs) = pipeline, raw_pipeline
     expected, found = reference(pipe, inputs), reference(raw, raw_inputs)
-    tracked = raw.tracked
-    want, got = (PipelineResults.of(r, i, tracked) for i, r in enumerate((expected, found)))
+    want = PipelineResults.of(expected, False, pipe.tracked)
+    got = PipelineResults.of(found, True, raw.tracked)
     assert (got.right_row >= 0).sum() > 10
     np.testing.assert_array_equal(got.right_row, want.right_row)
     for name in ("xy", "scores", "descriptors", "point_sigma", "similarity", "disparity"):
@@ -77,7 +81,7 @@ def test_the_pipeline_for_raw_images_gives_the_same_where_they_are_rectified(
     engine = make_backend("openvino", raw, raw_inputs, options)
     converted = engine(*(tensor.numpy() for tensor in raw_inputs))
     assert agreement(found, converted).good
-    converted = PipelineResults.of(converted, True, tracked)
+    converted = PipelineResults.of(converted, True, raw.tracked)
     np.testing.assert_allclose(converted.places, converted.xy, atol=1e-3)
 
 
@@ -185,7 +189,7 @@ def test_openvino_refuses_an_engine_that_does_not_agree(pipeline, tmp_path):
     network = copy.deepcopy(pipe.network)
     with torch.no_grad():  # descriptors of other weights
         network.descriptor[-1].weight.copy_(network.descriptor[-1].weight.roll(1, 0))
-    other = StereoPipeline(network, FrontendConfig(max_keypoints=64), HEIGHT, WIDTH).eval()
+    other = StereoPipeline(network, CONFIG, HEIGHT, WIDTH).eval()
     other.fingerprint = pipe.fingerprint  # a lie
     (stored,) = tmp_path.iterdir()
     before = stored.read_bytes()
@@ -212,7 +216,9 @@ def test_an_engine_is_checked_whatever_the_settings(tmp_path, monkeypatch, caplo
     """Settings under which the check's images give few keypoints or none refuse no good engine."""
     monkeypatch.setenv("KP_ENGINE_CACHE", str(tmp_path))
     size = settings.pop("height", HEIGHT), settings.pop("width", WIDTH)
-    config = FrontendConfig(backend="openvino", **({"max_keypoints": 64} | settings))
+    config = FrontendConfig(
+        backend="openvino", **({"max_keypoints": 64, "max_motion": 0.0} | settings)
+    )
     for _ in range(2):
         StereoFrontend(config).warm_up(*size)
     assert not caplog.records
@@ -346,8 +352,7 @@ def test_tensorrt_is_left_out_with_a_reason_where_it_is_missing():
 
 def test_the_fingerprint_follows_weights_and_settings(pipeline):
     pipe, _ = pipeline
-    known = pipe.uncertainty
-    config = FrontendConfig(max_keypoints=64)
+    known, config = pipe.uncertainty, CONFIG
     same = StereoPipeline(pipe.network, config, HEIGHT, WIDTH, False, known)
     assert same.fingerprint() == pipe.fingerprint()
     for changed in (

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from made_world import HEIGHT, STEP, WIDTH
 
-from kp_frontend.calibration import StereoCalibration
+from kp_frontend.calibration import RawStereoCalibration, StereoCalibration, identity_maps
 from kp_frontend.config import FrontendConfig
 from kp_frontend.features import StereoFeatures
 from kp_frontend.frontend import StereoFrontend
@@ -97,6 +97,20 @@ def test_a_camera_that_stands_still_drifts_nowhere(frontend):
     assert np.median(np.linalg.norm(off, axis=1)) < 0.3
     early, late = (np.linalg.norm(np.subtract(*common(found[0], f)), axis=1) for f in found[2::9])
     assert np.median(late) < np.median(early) + 0.1
+
+
+@pytest.mark.parametrize("calibration", ["none", "raw"])
+def test_tracks_need_neither_rectified_images_nor_a_calibration(frontend, calibration):
+    cameras = None
+    if calibration == "raw":
+        maps = identity_maps(WIDTH, HEIGHT)
+        size = {"maps": maps, "width": WIDTH, "height": HEIGHT}
+        cameras = RawStereoCalibration(**dataclasses.asdict(CALIBRATION), **size)
+    frontend.reset()
+    found = [frontend(*pair, cameras) for pair in wall(5)]
+    before, now = common(found[0], found[-1])
+    off = np.linalg.norm(now - before + [4 * STEP, 0], axis=1)
+    assert len(before) > 60 and np.median(off) < 0.05 and (off < 0.5).mean() > 0.97
 
 
 def test_a_cut_ends_all_tracks(frontend):
