@@ -184,7 +184,7 @@ def test_agreement_notices_what_it_should(pipeline):
 def test_openvino_refuses_an_engine_that_does_not_agree(pipeline, tmp_path):
     """An engine of other weights under this pipeline's name is found out by the check."""
     pipe, inputs = pipeline
-    options = BackendOptions(cache=EngineCache(tmp_path))
+    options = BackendOptions(precision="fp32", cache=EngineCache(tmp_path))
     make_backend("openvino", pipe, inputs, options)
     network = copy.deepcopy(pipe.network)
     with torch.no_grad():  # descriptors of other weights
