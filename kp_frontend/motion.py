@@ -15,7 +15,7 @@ ROUNDS = 4  # iterations of the trimmed fit
 TRIM = 2.5  # points with an error above this multiple of the median are trimmed
 SURE = 1.0  # pixels; points with a smaller error are never trimmed
 LEAST_SHARE = 0.5  # minimum share of inliers; with fewer the motion is unknown
-CONTRADICTS = 2.5  # pixels; minimum reprojection error of an outlier
+CONTRADICTS = 2.0  # pixels; minimum reprojection error of an outlier
 EPIPOLAR = 1.5  # pixels; minimum distance of an outlier from its epipolar line, without depth
 LEAST_PARALLAX = 1.0  # pixels; minimum median motion for the epipolar check
 
