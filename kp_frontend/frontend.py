@@ -1,7 +1,7 @@
-"""StereoFrontend: a pair of grey images in, keypoints, descriptors, matches, depth and tracks out.
+"""StereoFrontend: computes keypoints, descriptors, matches, depth and tracks of an image pair.
 
-The node, the evaluators and the benchmark all call `StereoFrontend`; none has a copy of any step.
-Everything between the images and the results is one graph, `StereoPipeline`, which a backend
+The node, the evaluations and the benchmark all call `StereoFrontend`. None of them has a copy of a
+step. The steps from the images to the results are one graph, `StereoPipeline`, which a backend
 compiles for its device.
 """
 
@@ -26,16 +26,17 @@ from kp_frontend.uncertainty import Uncertainty, load_uncertainty
 
 
 class BadInput(ValueError):
-    """Images, or a calibration, that cannot be processed; the next ones may be."""
+    """The images or the calibration are invalid. The next pair can still be processed."""
 
 
 class StereoFrontend:
-    """The product's heart: call it with a pair of images.
+    """The stereo front end. Call it with a pair of images.
 
-    The first call for an image size compiles the pipeline for it; `warm_up` does so ahead of time.
+    The first call for an image size compiles the pipeline for this size. Call `warm_up` to do this
+    in advance.
 
     Raises:
-        ValueError: no such model or backend, or weights that cannot be used.
+        ValueError: unknown model or backend, or invalid weights.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class StereoFrontend:
 
     @property
     def backend(self) -> str:
-        """Name and precision of the backend in use, once it is known."""
+        """Name and precision of the backend in use, or `none yet`."""
         return f"{self._backend.name} {self._backend.precision}" if self._backend else "none yet"
 
     def reset(self) -> None:
@@ -69,20 +70,20 @@ class StereoFrontend:
         self.reset()
 
     def configure(self, config: FrontendConfig) -> None:
-        """Take other settings from the next pair on.
+        """Use other settings from the next pair on.
 
         Raises:
-            ValueError: a setting that the engine is built for differs.
+            ValueError: a setting changed that the engine is built for.
         """
         if config.compiled() != self.config.compiled():
             raise ValueError("settings that the engine is built for cannot change")
         self.config = config
 
     def drop_engine(self, next_best: bool = False) -> None:
-        """Build the engine anew for the next pair.
+        """Rebuild the engine for the next pair.
 
-        With `next_best` of the best backend that has not failed yet; `torch`, the last, which
-        runs anywhere, is never given up.
+        With `next_best`, use the best backend that has not failed yet. `torch`, which runs on every
+        machine, is never excluded.
         """
         if next_best and self._backend is not None and self._backend.name != BACKENDS[-1]:
             self._left_out |= {self._backend.name}
@@ -234,7 +235,7 @@ class StereoFrontend:
             arrays = (blank, *self.blank_inputs(width), *maps)
             tensors = tuple(torch.from_numpy(array) for array in arrays)
             c = self.config
-            # A named backend that failed is replaced by the best of the others.
+            # If the selected backend has failed, use the best of the others.
             name, precision = ("auto", "auto") if self._left_out else (c.backend, c.precision)
             options = BackendOptions(c.threads, precision, c.device)
             self._backend = make_backend(name, pipeline, tensors, options, self._left_out)
@@ -242,7 +243,7 @@ class StereoFrontend:
         return self._backend
 
     def _settings(self, width: int, calibration: StereoCalibration | None) -> np.ndarray:
-        """The pipeline's numbers that may change between pairs without compiling again."""
+        """Settings of the pipeline that can change between pairs without a new engine."""
         c = self.config
         nearest, farthest = float(width), 0.0
         if calibration is not None:

@@ -1,7 +1,7 @@
 """Matching of keypoints between images. Fixed shapes, no host synchronisation.
 
-Every function works on K rows per image, of which `valid` tells the real ones, and marks a row
-without a match by index -1.
+Every function works on K rows per image. `valid` marks the rows that contain a keypoint. A row
+without a match has index -1.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def match_stereo(
         descriptors: (2, K, D), unit length.
         limits: (5,) row tolerance, smallest and largest disparity (pixels), lowest similarity,
             margin to the second best.
-        with_margin: whether the margin is heeded; without it matching is faster.
+        with_margin: whether to apply the margin; without it matching is faster.
 
     Returns:
         Right row of each left row or -1, (K,) int64, and the similarity, (K,).

@@ -1,8 +1,8 @@
-"""Tracks: the same point through consecutive pairs.
+"""Tracks: the same point in consecutive pairs.
 
-The pipeline finds the points of earlier frames again (see `recovery`). Here they get their ids.
-Tracks that contradict the motion of the camera end, lost points are remembered for some frames, and
-the place of each point in the next frame is predicted.
+The pipeline finds the points of earlier frames again (see `recovery`). The tracker assigns their
+ids, ends tracks that contradict the motion of the camera, stores lost points for some frames, and
+predicts the position of each point in the next frame.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOST_IDS = 2**32 - 1  # then ids start again from 1; 0 means no track
 LONGEST = 2**16 - 1  # what a track's length can be in a message
 LOST_FRAMES = 4  # for which a lost point is remembered
 WORTH = 2  # length from which a lost track is remembered
-NEIGHBOURS = 5  # whose disparity a point without one is taken to have
+NEIGHBOURS = 5  # number of neighbours whose median disparity a point without one gets
 GROWTH = 2.0  # most by which the scale is expected to change from frame to frame, as a factor
 
 
@@ -200,7 +200,7 @@ class Tracker:
     def _expected(
         self, points: Points, calibration: StereoCalibration | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """How points will move until the next frame if the camera goes on as it did.
+        """Predict how points move until the next frame with the same camera motion.
 
         Returns:
             Steps (N, 2), pixels, and the factors (N,) by which they will be nearer.
