@@ -79,7 +79,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "out", type=Path,
         help="the bag, a folder in rosbag2's way whatever its name; .db3 stores as sqlite3",
     )  # fmt: skip
-    make.add_argument("--storage", choices=("mcap", "sqlite3"), help="instead of what OUT says")
+    make.add_argument(
+        "--storage", choices=("mcap", "sqlite3"), help="default: by the suffix of OUT"
+    )
     make.add_argument(
         "--rate", type=rate, help="pairs a second where there are no times (10; middlebury 1)"
     )

@@ -123,7 +123,7 @@ def _live(
 
     said = list(camera.skipped)
     run = measure(camera.frames(), source, len(camera.stamps), "live", health)
-    camera.skipped[:] = said  # the second reading says the same again
+    camera.skipped[:] = said  # the second reading repeats the messages
     run.backend = played.counts.get("backend", "unknown")
     return run, {
         "live": {

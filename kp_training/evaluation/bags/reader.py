@@ -85,7 +85,7 @@ def _parsed(kind: str, form: str, text: str) -> Typestore:
 class Bag:
     """An open bag: a folder of ROS 2, a .mcap or .db3 file, a ROS 1 .bag. A context manager.
 
-    `notes` says what of the bag cannot be read, and what is unusual about it; reading adds to it.
+    `notes` lists what cannot be read and what is unusual. Reading messages can add notes.
 
     Raises:
         ValueError: it is missing, or nothing of it can be read.
@@ -169,8 +169,8 @@ class Bag:
     def messages(self, topics: Iterable[str]) -> Iterator[tuple[str, int, bytes]]:
         """Messages of some topics in the order of recording: topic, nanoseconds, serialised (CDR).
 
-        At the end the number of messages is compared with what the bag says of itself; what is
-        missing is noted.
+        At the end the number of messages is compared with the statistics of the bag. Missing
+        messages are noted.
         """
         wanted = [self.topics[name] for name in dict.fromkeys(topics) if name in self.topics]
         channels = {c for topic in wanted for c in self._read_channels(topic)}

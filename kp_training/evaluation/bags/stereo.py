@@ -33,7 +33,7 @@ class Reading:
     receive_times: bool = False  # the times at which the bag received messages are their stamps
     raw: bool = False  # images are not rectified
     bit_depth: str = "auto"  # of 16-bit images, as `GreyConverter` has it
-    baseline: float | None = None  # metres, in place of what camera_info says
+    baseline: float | None = None  # metres, overrides camera_info
     pose_axes: str = "optical"  # of the true poses, or "body"
 
 
@@ -199,7 +199,7 @@ class StereoBag:
         if frame.raw and frame.cameras is None:
             raise ValueError(f"{left_topic} is raw, and has no camera_info that rectifies it")
         if not frame.raw and says_raw(left_topic) and frame.cameras and frame.cameras[0].distorted:
-            raise ValueError(f"{left_topic} is not rectified, says its camera_info: give --raw")
+            raise ValueError(f"{left_topic} is not rectified (see its camera_info): give --raw")
         return frame
 
     def _disparity(

@@ -50,7 +50,7 @@ class StorageFile(Protocol):
         """Close the file."""
 
 
-# Opens a file; what it says with `note` is shown to the user.
+# Opens a file. It calls `note` with each message for the user.
 Note = Callable[[str], None]
 
 

@@ -1,6 +1,6 @@
 """What can be known of a stream of stereo features: with ground truth, and without it.
 
-Each pair has metrics of its own, and metrics of how it goes on from the pair before. They are
+Each pair has metrics of its own, and metrics that compare it with the previous pair. They are
 functions of the published `StereoFeatures` and of the images, so that they are the same whether the
 features come from a call, from a recording or from a running node. `docs/bags.md` has the formulas.
 """
@@ -78,7 +78,7 @@ class StreamMetrics:
         Args:
             stamp: of the left image, nanoseconds.
             camera: its frame; a pair of another camera or size is no continuation.
-            image: (H, W) uint8 left image; without it nothing says where keypoints went.
+            image: (H, W) uint8 left image; without it there is no optical flow.
             truth: (H, W) true disparity, NaN where unknown.
             pose: (4, 4) true pose of the left rectified camera in the world.
         """

@@ -73,7 +73,7 @@ class _Messages:
     def disparity(self, header: Message, frame: StereoFrame, disparity: np.ndarray) -> Message:
         try:
             calibration = frame.calibration()
-        except ValueError:  # camera_info says the same; f and T are then 0, not known
+        except ValueError:  # no baseline, as in camera_info; f and T are then 0 (unknown)
             calibration = None
         known = disparity[np.isfinite(disparity)]
         return self.type[DISPARITY](
@@ -121,7 +121,7 @@ def write_bag(sequence: Sequence, path: Path, storage: str | None = None) -> dic
     """Write a sequence to the rosbag2 folder `path`, in place of an earlier bag there.
 
     Args:
-        storage: `mcap` or `sqlite3`; by default what the name's suffix says.
+        storage: `mcap` or `sqlite3`; by default selected by the suffix of the name.
 
     Returns:
         Number of messages of each topic.
