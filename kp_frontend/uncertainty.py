@@ -1,4 +1,4 @@
-"""How far the results can be trusted: standard deviations, and the probability of each match.
+"""Uncertainty of the results: standard deviations, and the probability that a match is correct.
 
 A small model on top of the network: linear in measurements of each match and keypoint, which
 `kp uncertainty` of the training package fits to scenes with true disparity. Its coefficients lie
