@@ -257,6 +257,8 @@ def test_raw_images_are_refused_unless_said_to_be_raw(frames, tmp_path):
     metrics = evaluate(path, tmp_path, raw=True)["methods"]["tiny"]
     assert metrics["stereo_accuracy"]["mean"] > 0.9
     assert metrics["stereo_error_px"]["mean"] < 0.3
+    assert 0 < metrics["sigma_ratio"]["mean"] < 1 and metrics["sigma_within_2"]["mean"] > 0.85
+    assert metrics["confidence_error"]["mean"] < 0.1
     odd = [replace(f, cameras=tuple(replace(c, model="odd") for c in f.cameras)) for f in bent]
     path = write(tmp_path / "odd", messages_of(odd, "image_raw"))
     with pytest.raises(ValueError, match=r"no pair .* usable: .*not rectified: .*'odd'"):

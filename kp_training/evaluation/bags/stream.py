@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 from kp_frontend.features import StereoFeatures
 from kp_training.evaluation.metrics import (
     ROW_TOLERANCE,
+    at_pixels,
     median,
     mutual_nearest,
     published_metrics,
@@ -25,6 +26,7 @@ from kp_training.evaluation.metrics import (
 from kp_training.evaluation.optical_flow import follow
 from kp_training.evaluation.scenes import Scene
 from kp_training.evaluation.tracks import TrackMetrics, same_tracks
+from kp_training.evaluation.trust import Trust
 
 GRID = (16, 12)  # cells of the image, columns and rows, for coverage
 NEIGHBOURS = 8  # matches that a match's disparity is compared with
@@ -200,7 +202,8 @@ def flow_metrics(
 def truth_metrics(features: StereoFeatures, truth: np.ndarray) -> Row:
     """The metrics of `kp evaluate middlebury` for published features, left to right.
 
-    Those of unoccluded keypoints are left out: a bag does not say what is occluded.
+    Those of unoccluded keypoints are left out: a bag does not say what is occluded. Disparity maps
+    of bags count as sub-pixel.
     """
     blank = np.zeros(truth.shape, np.uint8)
     scene = Scene("", blank, blank, truth)
@@ -208,4 +211,8 @@ def truth_metrics(features: StereoFeatures, truth: np.ndarray) -> Row:
     found = scene_metrics(
         scene, (left.keypoints, left.descriptors), (right.keypoints, right.descriptors)
     ) | published_metrics(features, truth)
+    error = features.disparity - at_pixels(truth, left.keypoints[features.left_index])
+    known = np.isfinite(error)
+    sigma, confidence = features.disparity_sigma[known], features.confidence[known]
+    found |= Trust(error[known], sigma, confidence, precise=True).metrics()
     return {name: value for name, value in found.items() if "unoccluded" not in name}
