@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 from kp_frontend.cli import add_bit_depth, add_command, count, device
@@ -76,10 +77,16 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _quantize(arguments: argparse.Namespace) -> None:
+    from kp_frontend.uncertainty import SUFFIX, uncertainty_path
     from kp_training.quantize import quantize
 
     images = _images(arguments, arguments.out.with_name(arguments.out.name + ".images"))
     result = quantize(arguments.model, images, arguments.out, arguments.most)
+    # The calibration of the confidence holds for the new file as well.
+    calibration = uncertainty_path(arguments.model)
+    copy = arguments.out.with_suffix(SUFFIX)
+    if calibration.is_file() and calibration.resolve() != copy.resolve():
+        shutil.copyfile(calibration, copy)
     for path in result.unreadable:
         print(f"skipped, unreadable: {path}")
     print(f"int8 against fp32: {result.agreement}")
@@ -94,9 +101,11 @@ def _uncertainty(arguments: argparse.Namespace) -> None:
     from kp_training.evaluation.metrics import TRUST
     from kp_training.evaluation.page import shown
     from kp_training.evaluation.results import summary
+    from kp_training.labels import check_writable
     from kp_training.uncertainty import collect_scenes, cross_validated, fit
 
     out = arguments.out or uncertainty_path(arguments.model)
+    check_writable(out)
     samples, skipped = collect_scenes(arguments.model, arguments.scenes, arguments.leave_out)
     rows = cross_validated(samples)
     means = summary(TRUST, rows)
