@@ -74,18 +74,7 @@ def refine_disparity(
         coarse: (K,) the keypoints' own disparity, of raw images; else that of the positions.
     """
     weight = _weight(left)
-
-    def weighted(values: Tensor) -> Tensor:
-        return (weight * values).mean((1, 2), keepdim=True)
-
-    wide = windows(left, left_xy, PATCH_RADIUS + 1, steps[0], rows=PATCH_RADIUS + 1)
-    template, contrast = normalised(wide[:, 1:-1, 1:-1], weight)
-    along = (wide[:, 1:-1, 2:] - wide[:, 1:-1, :-2]) / (2 * contrast)
-    across = (wide[:, 2:, 1:-1] - wide[:, :-2, 1:-1]) / (2 * contrast)
-    # What normalisation takes out of the window moves nothing.
-    along, across = (
-        slope - weighted(slope) - template * weighted(template * slope) for slope in (along, across)
-    )
+    template, contrast, along, across = _template(left, left_xy, steps[0], weight)
     a, b, d = (
         (weight * product).sum((1, 2))
         for product in (along * along, along * across, across * across)
@@ -122,6 +111,26 @@ def refine_disparity(
         blocks.square().sum((1, 2, 3)).sqrt(),
         contrast.flatten(),
     )
+
+
+def _template(
+    image: Tensor, xy: Tensor, steps: Tensor | None, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Windows of the left image: normalised, the contrast they had, and their slopes along and
+    across the row, each (K, 9, 9) but for the contrast (K, 1, 1)."""
+
+    def weighted(values: Tensor) -> Tensor:
+        return (weight * values).mean((1, 2), keepdim=True)
+
+    wide = windows(image, xy, PATCH_RADIUS + 1, steps, rows=PATCH_RADIUS + 1)
+    template, contrast = normalised(wide[:, 1:-1, 1:-1], weight)
+    along = (wide[:, 1:-1, 2:] - wide[:, 1:-1, :-2]) / (2 * contrast)
+    across = (wide[:, 2:, 1:-1] - wide[:, :-2, 1:-1]) / (2 * contrast)
+    # What normalisation takes out of the window moves nothing.
+    along, across = (
+        slope - weighted(slope) - template * weighted(template * slope) for slope in (along, across)
+    )
+    return template, contrast, along, across
 
 
 def _weight(image: Tensor) -> Tensor:

@@ -132,6 +132,10 @@ class NodeProcess:
         message.header.frame_id = f"{side}_optical"
         return message
 
+    def start_new_tracks(self) -> None:
+        """Let the time stamps jump ahead, so that the next pair does not depend on those before."""
+        self._stamp += 20 * 10**9
+
     def next_stamp(self) -> int:
         self._stamp += 100_000_000
         return self._stamp

@@ -15,6 +15,7 @@ import skimage.data
 from kp_frontend.cli import main
 from kp_training.evaluation.metrics import METRICS
 from kp_training.evaluation.page import Page, shown
+from kp_training.evaluation.results import command_line
 
 
 def test_values_are_formatted():
@@ -92,7 +93,7 @@ def test_report_has_study_figures_skipped_scenes_and_pictures(evaluated):
         "Standard deviations and confidence", "share of right matches by confidence",
         "Predicted keypoints and SIFT labels", "True and false positives",
         "Similarity of one descriptor to the image",
-        "Predicted keypoint heatmap", "opencv-python-headless", "kp ",
+        "Predicted keypoint heatmap", "opencv-python-headless", html.escape(command_line()),
     ):  # fmt: skip
         assert text in words, text
     assert "://" not in words  # self-contained; base64 has no colon

@@ -128,7 +128,9 @@ def test_bad_pair_is_counted_and_the_next_one_works(stereo_node, pair, spoil):
 
 
 def test_colour_images_give_the_same_features_as_grey(stereo_node, pair):
+    stereo_node.start_new_tracks()
     grey = stereo_node.expect(stereo_node.send_pair(*pair))
+    stereo_node.start_new_tracks()
     colour = (np.repeat(image[..., None], 3, axis=2) for image in pair)
     same = stereo_node.expect(stereo_node.send_pair(*colour, encoding="bgr8"))
     assert list(same.left.x) == list(grey.left.x)

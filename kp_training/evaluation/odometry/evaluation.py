@@ -136,11 +136,7 @@ def evaluate_odometry(
         opened = sequence_frames(path, given or StereoTopics(), reading or Reading())
         with opened as (frames, total, left_out):
             followed = follow(track(frames, name, total=total), method)
-        known = followed.trajectories[""].known()
-        if len(known) < 2:
-            raise ValueError(f"{path} has {len(known)} frames with a true pose: odometry needs two")
-        if len(known) < len(followed.matches):
-            unknown = len(followed.matches) - len(known)
+        if unknown := _without_pose(path, followed):
             left_out.append(f"{unknown} frames without a true pose: followed, but not scored")
         results[name] = _metrics(followed, path.name)
         survival[name] = followed.tracks.survival()
@@ -168,6 +164,18 @@ def evaluate_odometry(
         "trajectories": {"truth": truth[:, :3, 3].tolist(), **places},
         "track_survival": survival,
     }
+
+
+def _without_pose(path: Path, followed: Followed) -> int:
+    """The number of frames without a true pose.
+
+    Raises:
+        ValueError: fewer than two frames have one.
+    """
+    known = len(followed.trajectories[""].known())
+    if known < 2:
+        raise ValueError(f"{path} has {known} frames with a true pose: odometry needs two")
+    return len(followed.matches) - known
 
 
 def _write_files(out: Path, name: str, followed: Followed) -> None:

@@ -88,22 +88,7 @@ def odometry_report(result: dict) -> Page:
         "Translation error in % of the length.",
     )
     if rows := track_rows(result):
-        page.heading("Tracks")
-        best = dict.fromkeys(list(TRACK_COLUMNS)[:5], "max") | {"track error, px": "min"}
-        page.table(
-            rows,
-            "Keypoints a frame with a track from the frame before; median over all observations of "
-            "the length that their track reaches; share of observations in tracks of at least 10; "
-            "tracked points near the place where the depth before and the true motion put them, "
-            "and their median distance from it.",
-            best=best,
-        )
-        page.figure(
-            survival_figure(
-                {row["method"]: result["track_survival"][row["method"]] for row in rows}
-            ),
-            "Share of the tracks that reach so many observations.",
-        )
+        _add_tracks(page, rows, result["track_survival"])
     page.heading("What went wrong")
     lines = [
         f"{method}: the motion could not be told in frames {metrics['failed_frames']['frames']}"
@@ -116,6 +101,23 @@ def odometry_report(result: dict) -> Page:
     page.heading("Protocol")
     page.items([f"{name}: {value}" for name, value in protocol.items()])
     return page
+
+
+def _add_tracks(page: Page, rows: list[dict], survival: dict[str, list]) -> None:
+    """The table of the tracks and their survival curves."""
+    page.heading("Tracks")
+    page.table(
+        rows,
+        "Keypoints a frame with a track from the frame before; median over all observations of "
+        "the length that their track reaches; share of observations in tracks of at least 10; "
+        "tracked points near the place where the depth before and the true motion put them, "
+        "and their median distance from it.",
+        best=dict.fromkeys(list(TRACK_COLUMNS)[:5], "max") | {"track error, px": "min"},
+    )
+    page.figure(
+        survival_figure({row["method"]: survival[row["method"]] for row in rows}),
+        "Share of the tracks that reach so many observations.",
+    )
 
 
 def _trajectories(result: dict) -> Figure:
