@@ -134,7 +134,9 @@ class Tracker:
         ids[new] = (self._next_id - 1 + np.arange(len(new), dtype=np.uint64)) % MOST_IDS + 1
         lengths[new] = 1
         self._next_id = (self._next_id - 1 + len(new)) % MOST_IDS + 1
-        points = self._seen(results, tracks, ids, lengths).and_then(self._lost(tracks))
+        seen = self._seen(results, tracks, ids, lengths)
+        room = known_rows(self._count) - len(seen.ids)
+        points = seen.and_then(self._lost(tracks, room))
         longest_first = np.lexsort((points.lost, -points.lengths.astype(np.int64)))
         points = points.rows(longest_first)
         step, growth = self._expected(points, calibration)
@@ -186,13 +188,17 @@ class Tracker:
             descriptors[:n], stored[:n], scale[:n], step, growth,
         )  # fmt: skip
 
-    def _lost(self, tracks: TrackResults) -> Points:
-        """The points that were not found in this frame and are worth remembering."""
+    def _lost(self, tracks: TrackResults, room: int) -> Points:
+        """The points that were not found in this frame and are worth remembering.
+
+        Args:
+            room: number of points that can be remembered.
+        """
         points = self._points
         missing = np.ones(len(points.ids), bool)
         missing[tracks.known_row[tracks.known_row >= 0]] = False
         missing &= (points.lost < LOST_FRAMES) & (points.lengths >= WORTH)
-        kept = np.flatnonzero(missing)[: known_rows(self._count) - self._count]
+        kept = np.flatnonzero(missing)[:room]
         lost = points.rows(kept)
         step = tracks.expected[kept] - lost.xy
         return replace(replace(lost, step=step).as_expected(), lost=lost.lost + 1)
