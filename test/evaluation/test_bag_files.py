@@ -340,6 +340,11 @@ def test_what_is_no_bag_is_refused_in_one_line(tmp_path, capsys):
     (tmp_path / "cut.db3").write_bytes(b"SQLite format 3\0" + bytes(4))
     (tmp_path / "zero.db3").write_bytes(b"SQLite format 3\0" + bytes(200))
     (tmp_path / "cut.bag").write_bytes(b"#ROSBAG V2.0\n" + bytes(40))
+    (tmp_path / "cut.mcap.zstd").write_bytes(zstandard.compress(b"hello")[:9])
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost" / "metadata.yaml").write_text(
+        "rosbag2_bagfile_information: {relative_file_paths: [a], topics_with_message_count: []}"
+    )
     words = {
         "empty": "neither metadata.yaml",
         "empty.mcap": "is empty",
@@ -347,6 +352,8 @@ def test_what_is_no_bag_is_refused_in_one_line(tmp_path, capsys):
         "cut.db3": "sqlite3",
         "zero.db3": "cannot be read",
         "cut.bag": "rosbag reindex",
+        "cut.mcap.zstd": "is cut or empty",
+        "lost": "none of the files",
     }
     for name, expected in words.items():
         assert main(["bag", "info", str(tmp_path / name)]) == 1
@@ -365,6 +372,28 @@ def test_a_cut_sqlite_file_is_read_as_far_as_it_goes(messages, tmp_path, share):
     count, notes = pairs_of(folder)
     assert 0 < count < COUNT and "is cut" in notes[0]
     assert any("are missing" in note for note in notes)
+    assert 0 < info(file, tmp_path)["messages"] < 4 * COUNT
+
+
+def test_an_mcap_file_that_ends_after_its_first_bytes_is_an_empty_recording(tmp_path):
+    """The recorder was killed before it wrote a message."""
+    (tmp_path / "killed.mcap").write_bytes(b"\x89MCAP0\r\n")
+    report = info(tmp_path / "killed.mcap", tmp_path)
+    assert report["messages"] == 0 and "was not closed" in report["notes"][0]
+
+
+def test_a_file_that_metadata_lists_twice_is_read_once(messages, tmp_path):
+    folder = write_folder(tmp_path / "bag", messages)
+    metadata = folder / "metadata.yaml"
+    metadata.write_text(metadata.read_text().replace("- bag.mcap", "- bag.mcap\n  - bag.mcap"))
+    assert pairs_of(folder) == (COUNT, [])
+
+
+def test_metadata_of_a_broken_shape_does_not_matter(messages, tmp_path):
+    folder = write_folder(tmp_path / "bag", messages)
+    (folder / "metadata.yaml").write_text("[" * 3000)
+    count, notes = pairs_of(folder)
+    assert count == COUNT and "metadata.yaml cannot be read" in notes[0]
 
 
 def test_an_old_sqlite_bag_without_definitions_is_read(messages, tmp_path):

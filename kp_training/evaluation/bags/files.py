@@ -23,6 +23,10 @@ FORMATS = (
     (storage_ros1.MAGIC, storage_ros1.Ros1File),
 )
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+# What a broken metadata.yaml raises.
+UNREADABLE = (
+    OSError, UnicodeError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError,
+)  # fmt: skip
 
 
 @dataclass
@@ -49,18 +53,20 @@ def find_files(path: Path, note: Note) -> BagFiles:
     if (path / METADATA).is_file():
         try:
             listed, counts = _read_metadata(path / METADATA)
-        except (OSError, UnicodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             why = reason_of(error)
             note(f"{METADATA} cannot be read ({why}), its folder is read without it: {remedy}")
         else:
-            paths = [path / name for name in listed]
+            paths = [path / name for name in dict.fromkeys(listed)]
             for missing in [p for p in paths if not p.is_file()]:
                 note(f"{missing.name} is listed in {METADATA}, but is not there")
             for more in [p for p in there if p not in paths]:
                 note(f"{more.name} is not listed in {METADATA} and is left out: {remedy}")
             found = [p for p in paths if p.is_file()]
-            if found or not there:
+            if found:
                 return BagFiles(found, counts)
+            if not there:
+                raise StorageError(f"none of the files that {METADATA} lists is there")
             note(f"none of the files that {METADATA} lists is there, all others are read")
     elif there:
         note(f"the folder has no {METADATA}, its bag files are read without it: {remedy}")
@@ -126,4 +132,6 @@ def _decompress(path: Path, folder: Path) -> Path:
             zstandard.ZstdDecompressor().copy_stream(source, target)
     except zstandard.ZstdError as error:
         raise StorageError(f"{path.name} cannot be decompressed: {reason_of(error)}") from error
+    if not result.stat().st_size:
+        raise StorageError(f"{path.name} is cut or empty: nothing of it can be decompressed")
     return result

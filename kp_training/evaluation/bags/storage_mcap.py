@@ -159,7 +159,7 @@ class McapFile:
         try:
             with self.path.open("rb") as file:
                 return make_reader(file).get_summary()
-        except DAMAGED:
+        except (*DAMAGED, OSError):  # OSError: the file is shorter than a footer
             return None
 
     def _indexed(self, summary: Summary) -> dict[int, tuple[_Segment, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import struct
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -127,19 +128,24 @@ class SqliteFile:
 
     def _count(self) -> None:
         """How many messages each channel has, and when."""
+        counts: Counter[object] = Counter()
+        times = []
         try:
-            rows = self._database.execute(
-                "SELECT topic_id, COUNT(*), MIN(timestamp), MAX(timestamp) FROM messages "
-                "NOT INDEXED GROUP BY topic_id"
-            ).fetchall()
+            # Row by row: of a damaged file those before the damage count.
+            for number, time in self._database.execute(
+                "SELECT topic_id, timestamp FROM messages NOT INDEXED"
+            ):
+                counts[number] += 1
+                if isinstance(time, int):
+                    times.append(time)
         except sqlite3.Error as error:
-            self._note(f"{self.path.name}: its messages cannot be counted: {reason_of(error)}")
-            return
-        strange = sum(row[1] for row in rows if row[0] not in self._by_id)
+            self._note(
+                f"{self.path.name}: only {counts.total()} messages can be counted: "
+                f"{reason_of(error)}"
+            )
+        strange = sum(found for number, found in counts.items() if number not in self._by_id)
         if strange:
             self._note(f"{self.path.name}: {strange} messages belong to no topic and are left out")
-        for number, found, *_ in rows:
-            if number in self._by_id:
-                self._by_id[number].count = int(found)
-        times = [t for row in rows for t in row[2:] if isinstance(t, int)]
+        for number, channel in self._by_id.items():
+            channel.count = counts[number]
         self.start, self.end = min(times, default=0), max(times, default=0)
