@@ -179,6 +179,8 @@ def stereo_features(message: StereoFeaturesMsg) -> StereoFeatures:
         raise ValueError("the matches of a features message do not fit its keypoints")
     if not np.isfinite(disparity).all():
         raise ValueError("the disparities of a features message are not finite")
+    if len(message.stage) != len(message.stage_ms):
+        raise ValueError("the stages of a features message do not fit their times")
     camera = (message.fx, message.fy, message.cx, message.cy, message.baseline)
     return StereoFeatures(
         width=message.left.width,

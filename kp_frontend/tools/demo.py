@@ -203,7 +203,7 @@ def run_demo(out: Path, frames: int = 100, rate: float = 10.0) -> dict:
     console.print(table(numbers))
     console.print(
         f"See {out / 'overlay.png'} (matches coloured by depth), {out / 'stream.gif'} (the stream) "
-        f"and {out / 'bag'} (ros2 bag info {out / 'bag'}).",
+        f"and {out / 'bag'} (kp bag info {out / 'bag'}).",
         soft_wrap=True,
     )
     return numbers
