@@ -236,6 +236,20 @@ def _add_camera(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, help="folder for the results")
 
 
+def _add_poses(command: argparse.ArgumentParser) -> None:
+    """Add the options for the true poses of a bag."""
+    command.add_argument(
+        "--poses", dest="pose", metavar="T",
+        help="topic of the true poses (PoseStamped, PoseWithCovarianceStamped, Odometry or "
+        "TransformStamped; default: guessed)",
+    )  # fmt: skip
+    command.add_argument(
+        "--pose-axes", choices=("optical", "body"), default="optical",
+        help="axes of the true poses: those of the left camera, z forward (default), or of a body "
+        "frame, x forward",
+    )  # fmt: skip
+
+
 def _add_shared(command: argparse.ArgumentParser) -> None:
     """Add the options of the evaluations on still images."""
     command.add_argument(
@@ -297,6 +311,7 @@ def _add_bag(kinds: argparse._SubParsersAction) -> None:
         metavar="T",
         help="evaluate recorded kp_msgs/StereoFeatures on topic T instead",
     )
+    _add_poses(bag)
     bag.add_argument("--model", default="tiny", help="network name or weights file (default tiny)")
     bag.add_argument("--max-keypoints", type=count, default=1024, help="per image (default 1024)")
     bag.add_argument(
@@ -326,16 +341,7 @@ def _add_odometry(kinds: argparse._SubParsersAction) -> None:
         "(default tiny,sift,orb)",
     )
     _add_camera(odometry)
-    odometry.add_argument(
-        "--poses", dest="pose", metavar="T",
-        help="topic of the true poses (PoseStamped, PoseWithCovarianceStamped, Odometry or "
-        "TransformStamped; default: guessed)",
-    )  # fmt: skip
-    odometry.add_argument(
-        "--pose-axes", choices=("optical", "body"), default="optical",
-        help="axes of the true poses: those of the left camera, z forward (default), or of a body "
-        "frame, x forward",
-    )  # fmt: skip
+    _add_poses(odometry)
     odometry.add_argument(
         "--max-keypoints", type=count, default=2048, help="per image (default 2048)"
     )

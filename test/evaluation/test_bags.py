@@ -142,6 +142,18 @@ def test_a_made_wall_is_measured_right(bag_path, tmp_path):
     assert result["pairs"]["paired"] == COUNT and result["pairs"]["skipped"] == []
 
 
+def test_the_axes_of_true_poses_can_be_given(bag_path, tmp_path, capsys):
+    accuracy = {}
+    for axes in ("optical", "body"):
+        out = tmp_path / axes
+        command = ["evaluate", "bag", str(bag_path), "--out", str(out), "--pose-axes", axes]
+        assert main([*command, "--backend", "torch", "--max-keypoints", "200"]) == 0
+        assert f"true poses: /ground_truth/pose, {axes} axes" in capsys.readouterr().out
+        found = json.loads((out / "metrics.json").read_text())["methods"]["tiny"]
+        accuracy[axes] = found["track_accuracy"]["mean"]
+    assert accuracy["optical"] > 0.9 and accuracy["body"] < 0.5
+
+
 def test_worse_pairs_are_measured_worse(frames, tmp_path):
     low = [replace(f, right=np.roll(f.right, 5, axis=0)) for f in frames[:2]]
     false = [replace(f, disparity=f.disparity + 8) for f in frames[:2]]
@@ -408,6 +420,7 @@ def lines_of(capsys) -> list[str]:
         ),
         (("--left", "/left/image_rect"), "give both image topics"),
         (("--gt", "/ground_truth/pose"), "not stereo_msgs/msg/DisparityImage"),
+        (("--poses", "/left/image_rect"), "/left/image_rect is sensor_msgs/msg/Image, not"),
         (("--features", "/left/image_rect"), "not kp_msgs/msg/StereoFeatures"),
         (("--features", "/f", "--live"), "either --features or --live"),
         (("--model", "none_such"), "none_such"),

@@ -206,6 +206,7 @@ def _images(camera: StereoBag, config: FrontendConfig, runs: dict[str, Run]) -> 
         "offset_s": camera.reading.offset,
         "receive_times": camera.reading.receive_times,
         "baseline_m": camera.reading.baseline,
+        "pose_axes": camera.reading.pose_axes,
     }
     return pairs, protocol
 

@@ -84,6 +84,9 @@ def accounting(result: dict) -> list[str]:
         for side, stamps in pairs["unpaired"].items():
             if stamps:
                 lines.append(f"{len(stamps)} {side} images without a partner: {_some(stamps)}")
+    if pose := result["bag"]["topics"].get("pose"):
+        axes = result["protocol"].get("pose_axes", "optical")
+        lines.append(f"true poses: {pose}, {axes} axes (options --poses, --pose-axes)")
     for method, count in pairs["processed"].items():
         lines.append(f"{method}: {count} pairs measured")
     for method, missing in pairs["without_features"].items():
