@@ -389,6 +389,18 @@ def test_a_file_that_metadata_lists_twice_is_read_once(messages, tmp_path):
     assert pairs_of(folder) == (COUNT, [])
 
 
+def test_info_tells_messages_that_metadata_counts_and_no_file_has(messages, tmp_path):
+    folder = write_folder(tmp_path / "bag", messages)
+    metadata = folder / "metadata.yaml"
+    content = yaml.safe_load(metadata.read_text())
+    topics = content["rosbag2_bagfile_information"]["topics_with_message_count"]
+    topics[0]["message_count"] += 3
+    metadata.write_text(yaml.safe_dump(content))
+    name = topics[0]["topic_metadata"]["name"]
+    (note,) = info(folder, tmp_path)["notes"]
+    assert note == f"3 of {COUNT + 3} messages of {name} are missing"
+
+
 def test_metadata_of_a_broken_shape_does_not_matter(messages, tmp_path):
     folder = write_folder(tmp_path / "bag", messages)
     (folder / "metadata.yaml").write_text("[" * 3000)

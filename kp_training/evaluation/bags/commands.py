@@ -42,6 +42,7 @@ def _print_topics(path: Path, file: Path | None = None) -> None:
 
     console = Console()
     with Bag(path) as bag:
+        bag.note_missing()
         table = Table(title=Text(f"{path}: {bag.duration:.3f} s, {bag.count} messages"))
         for name in ("topic", "type", "messages", "Hz", "offered"):
             table.add_column(name, overflow="fold")

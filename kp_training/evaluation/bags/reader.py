@@ -185,9 +185,17 @@ class Bag:
                     continue
                 yield channel.topic, time, message
         for topic in wanted:
-            expected = self._expected[topic.name]
-            if (missing := expected - seen[topic.name]) > 0:
-                self.note(f"{missing} of {expected} messages of {topic.name} are missing")
+            self._note_missing(topic.name, seen[topic.name])
+
+    def note_missing(self) -> None:
+        """Note the topics of which the files have fewer messages than metadata.yaml counts."""
+        for name in sorted(self._expected):
+            self._note_missing(name, self.topics[name].count if name in self.topics else 0)
+
+    def _note_missing(self, name: str, found: int) -> None:
+        expected = self._expected[name]
+        if (missing := expected - found) > 0:
+            self.note(f"{missing} of {expected} messages of {name} are missing")
 
     def _read_channels(self, topic: Topic) -> list[Channel]:
         """The channels of a topic that are read; those of another type are noted."""
