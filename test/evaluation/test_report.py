@@ -152,8 +152,8 @@ def test_the_report_works_in_a_browser(evaluated, tmp_path):
     title, console = browse(page, tmp_path / "profile")
     assert console == []
     seen = json.loads(title)
-    assert seen["tables"] == 6
-    assert len(seen["images"]) == 12 and all(seen["images"])
+    assert seen["tables"] == 7
+    assert len(seen["images"]) == 13 and all(seen["images"])
     numbers = [float(value) for value in seen["falling"]]
     assert len(numbers) == 6 and numbers == sorted(numbers, reverse=True)
     assert seen["falls"] == "descending" and seen["falling"] != seen["before"]
