@@ -10,16 +10,12 @@ while the current one is computed.
 from __future__ import annotations
 
 import gc
-import signal
 import sys
 import time
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from kp_msgs.msg import StereoFeatures as StereoFeaturesMsg
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 
 from kp_frontend.encodings import GreyConverter
@@ -33,19 +29,11 @@ from kp_frontend.ros.messages import ImageMessage
 from kp_frontend.ros.pair_worker import Pair, PairWorker
 from kp_frontend.ros.parameters import Parameters
 from kp_frontend.ros.rclpy_private import (
-    RCLError,
     SafeLifecycleNode,
-    UnknownROSArgsError,
 )
+from kp_frontend.ros.run_node import run_node
 from kp_frontend.ros.stereo_input import SIDES, StereoInput
 from kp_frontend.ros.visualisation import VisualisationPublishers
-
-CANNOT_START = (
-    ValueError,
-    ParameterException,
-    RCLError,
-    UnknownROSArgsError,
-)
 
 
 class StereoNode(SafeLifecycleNode):
@@ -243,35 +231,12 @@ class StereoNode(SafeLifecycleNode):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is interrupted; exit status 1 if it cannot start."""
-    # SIGTERM ends the node like an interrupt, also while it builds its engine.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    node = None
-    try:
-        try:
-            rclpy.init(args=args)
-            node = StereoNode()
-            if node.parameters.node.autostart:
-                _autostart(node)
-        except CANNOT_START as error:
-            print(f"kp_frontend cannot start: {' '.join(str(error).split())}", file=sys.stderr)
-            return 1
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        return 0
-    except RCLError:
-        if rclpy.ok():  # otherwise the node was interrupted during a callback
-            raise
-    finally:
-        if node is not None:
-            node.stop()
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+    return run_node("kp_frontend", StereoNode, StereoNode.stop, args, _autostart)
 
 
 def _autostart(node: StereoNode) -> None:
+    if not node.parameters.node.autostart:
+        return
     for step in (node.trigger_configure, node.trigger_activate):
         if step() != TransitionCallbackReturn.SUCCESS:
             raise ValueError(node.problem or "an error in a transition")

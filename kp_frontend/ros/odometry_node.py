@@ -7,20 +7,16 @@ thread runs the odometry.
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
 from collections import deque
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped
 from kp_msgs.msg import StereoFeatures as StereoFeaturesMsg
 from nav_msgs.msg import Odometry, Path
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import PointCloud2
 from std_srvs.srv import Trigger
@@ -37,12 +33,11 @@ from kp_frontend.ros.odometry_messages import (
 from kp_frontend.ros.odometry_parameters import OdometryNodeConfig
 from kp_frontend.ros.odometry_worker import OdometryWorker, Report
 from kp_frontend.ros.parameters import declare
-from kp_frontend.ros.rclpy_private import RCLError, UnknownROSArgsError
+from kp_frontend.ros.run_node import run_node
 
 SILENCE = 3.0  # seconds without features after which to warn
 LONG_LOST = 5.0  # seconds without a known motion after which to report an error
 PATH_PERIOD = 0.5  # seconds between path messages, which are large
-CANNOT_START = (ValueError, ParameterException, RCLError, UnknownROSArgsError)
 
 
 class OdometryNode(Node):
@@ -172,29 +167,7 @@ def judge(report: Report, senders: int) -> tuple[bytes, str]:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is interrupted; exit status 1 if it cannot start."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    node = None
-    try:
-        try:
-            rclpy.init(args=args)
-            node = OdometryNode()
-        except CANNOT_START as error:
-            print(f"stereo_odometry cannot start: {' '.join(str(error).split())}", file=sys.stderr)
-            return 1
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        return 0
-    except RCLError:
-        if rclpy.ok():  # otherwise the node was interrupted during a callback
-            raise
-    finally:
-        if node is not None:
-            node.stop()
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+    return run_node("stereo_odometry", OdometryNode, OdometryNode.stop, args)
 
 
 if __name__ == "__main__":

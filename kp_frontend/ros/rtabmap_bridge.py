@@ -5,28 +5,23 @@ RTAB-Map then uses these features instead of detecting its own. The images must 
 
 from __future__ import annotations
 
-import signal
 import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import rclpy
 from kp_msgs.msg import StereoFeatures as StereoFeaturesMsg
-from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 
 from kp_frontend.ros.messages import stamp_ns, stereo_features
-from kp_frontend.ros.rclpy_private import RCLError, UnknownROSArgsError
 from kp_frontend.ros.rtabmap_features import KEYPOINT_SIZE, NO_ANGLE, rtabmap_features
+from kp_frontend.ros.run_node import run_node
 
 SIDES = ("left", "right")
 KEPT = 30  # images of each side that wait for their features
-CANNOT_START = (ValueError, ParameterException, RCLError, UnknownROSArgsError)
 
 
 class PairKeeper:
@@ -139,7 +134,6 @@ class RtabmapBridge(Node):
 
 def main(args: list[str] | None = None) -> int:
     """Run the bridge until it is interrupted; exit status 1 if it cannot start."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         from rtabmap_msgs import msg as kinds
     except ImportError:
@@ -149,29 +143,12 @@ def main(args: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    node = None
-    try:
-        try:
-            rclpy.init(args=args)
-            node = RtabmapBridge(kinds)
-        except CANNOT_START as error:
-            print(f"rtabmap_bridge cannot start: {' '.join(str(error).split())}", file=sys.stderr)
-            return 1
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        return 0
-    except RCLError:
-        if rclpy.ok():  # else it was interrupted in the middle of a callback
-            raise
-    finally:
-        if node is not None:
-            counts = ", ".join(f"{name} {number}" for name, number in node.counts.items())
-            print(f"features: {counts or 'none received'}", file=sys.stderr)
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+    return run_node("rtabmap_bridge", lambda: RtabmapBridge(kinds), _print_counts, args)
+
+
+def _print_counts(bridge: RtabmapBridge) -> None:
+    counts = ", ".join(f"{name} {number}" for name, number in bridge.counts.items())
+    print(f"features: {counts or 'none received'}", file=sys.stderr)
 
 
 if __name__ == "__main__":
