@@ -102,11 +102,16 @@ def _uncertainty(arguments: argparse.Namespace) -> None:
     from kp_training.evaluation.page import shown
     from kp_training.evaluation.results import summary
     from kp_training.labels import check_writable
-    from kp_training.uncertainty import collect_scenes, cross_validated, fit
+    from kp_training.uncertainty import cross_validated, fit, point_metrics
+    from kp_training.uncertainty_samples import collect_made_pairs, collect_scenes
 
     out = arguments.out or uncertainty_path(arguments.model)
     check_writable(out)
     samples, skipped = collect_scenes(arguments.model, arguments.scenes, arguments.leave_out)
+    made = []
+    if arguments.images:
+        made, more = collect_made_pairs(arguments.model, arguments.images, arguments.most)
+        skipped += more
     rows = cross_validated(samples)
     means = summary(TRUST, rows)
     table = Table("scene", *TRUST, title="cross-validated by scene")
@@ -116,9 +121,17 @@ def _uncertainty(arguments: argparse.Namespace) -> None:
     table.add_row("mean", *(shown(means[metric]["mean"]) for metric in TRUST))
     console = Console()
     console.print(table)
+    result = fit(samples, made)
+    positions = {"matches of the scenes": point_metrics(result, [s.point_pairs for s in samples])}
+    if len(made) > 1:
+        half = fit(samples, made[::2])
+        positions["made views, fitted to half of the images"] = point_metrics(half, made[1::2])
+    for kind, found in positions.items():
+        values = ", ".join(f"{metric} {shown(value)}" for metric, value in found.items())
+        console.print(f"positions, {kind}: {values}", soft_wrap=True)
     for reason in skipped:
         console.print(f"skipped: {reason}", soft_wrap=True)
-    save_uncertainty(fit(samples), out)
+    save_uncertainty(result, out)
     console.print(f"written: {out}", soft_wrap=True)
 
 
@@ -232,7 +245,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         commands,
         "uncertainty",
         "calibrate the standard deviations and the confidence that a network publishes",
-        "uncertainty runs/tiny/best.safetensors --scenes middlebury/",
+        "uncertainty runs/tiny/best.safetensors --scenes middlebury/ --images images/",
         _uncertainty,
     )
     uncertainty.add_argument("model", help="network: a name or a weights file")
@@ -242,6 +255,15 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         required=True,
         help="folder of scenes as for `kp evaluate middlebury`; those with PFM maps calibrate "
         "the standard deviation of the disparity",
+    )
+    uncertainty.add_argument(
+        "--images",
+        type=Path,
+        help="folder of training images: views of them, whose truth is exact, calibrate the "
+        "standard deviation of the positions",
+    )
+    uncertainty.add_argument(
+        "--most", type=count, default=100, help="images to make views of (default 100)"
     )
     uncertainty.add_argument(
         "--out",

@@ -60,3 +60,10 @@ def read_image(path: Path, flags: int = cv2.IMREAD_GRAYSCALE) -> np.ndarray | No
         return cv2.imread(str(path), flags)
     except (cv2.error, UnicodeError):
         return None
+
+
+def evenly(paths: list[Path], most: int) -> list[Path]:
+    """At most so many of the paths, spread evenly over the list."""
+    if len(paths) <= most:
+        return paths
+    return [paths[i * len(paths) // most] for i in range(most)]

@@ -58,8 +58,7 @@ def quantize(model: str | Path, folder: Path, out: Path, most: int = 100) -> Res
     """
     network, metadata = load_network(model), read_metadata(model)
     check_writable(out)
-    paths = find_images(folder)
-    chosen = [paths[i * len(paths) // most] for i in range(most)] if len(paths) > most else paths
+    chosen = evenly(find_images(folder), most)
     fast = folded(network)
     images, unreadable = [], []
     for path in chosen:

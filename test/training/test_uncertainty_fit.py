@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,8 @@ import torch
 from kp_frontend.cli import main
 from kp_frontend.uncertainty import MATCH_MEASUREMENTS, POINT_MEASUREMENTS
 from kp_training.evaluation.trust import Trust, confidence_metrics, reliability
-from kp_training.uncertainty import Sample, cross_validated, fit
+from kp_training.uncertainty import cross_validated, fit, point_metrics
+from kp_training.uncertainty_samples import PointPairs, Sample, made_view
 
 
 def made_sample(name: str, seed: int, count: int = 1500) -> Sample:
@@ -39,6 +41,35 @@ def test_a_known_model_is_found():
     metrics = Trust(fresh.error.numpy(), sigma.numpy(), confidence.numpy(), True).metrics()
     assert 0.55 < metrics["sigma_ratio"] < 0.8 and metrics["sigma_within_2"] > 0.9
     assert metrics["confidence_auc"] > 0.8 and metrics["confidence_error"] < 0.02
+
+
+def test_positions_are_fitted_to_made_views_as_well():
+    """The made views say twice as much as the scenes: the calibration lies between them."""
+    samples = [made_sample(name, i) for i, name in enumerate(("Art_F", "Bull_Q"))]
+    alone = fit(samples)
+    scene = samples[0].point_pairs
+    scale = torch.full_like(scene.scale, 1.3)
+    first, second = (-2 + 0.3 * scene.points[..., 0]).exp().unbind(1)
+    spread = 2 * ((1.3 * first).square() + second.square()).sqrt()
+    error = spread[:, None] * torch.randn(len(spread), 2, generator=torch.Generator().manual_seed(5))
+    made = [PointPairs(scene.points, error, scale)]
+    assert point_metrics(alone, made)["sigma_ratio"] == pytest.approx(2 * 0.674, rel=0.1)
+    both = fit(samples, made)
+    assert 0.674 < point_metrics(both, made)["sigma_ratio"] < 1.2
+    assert 0.35 < point_metrics(both, [scene])["sigma_ratio"] < 0.674
+    grown = both.of_points(scene.points) / alone.of_points(scene.points)
+    assert 1.1 < grown.median() < 2
+
+
+def test_a_made_view_shows_what_its_homography_says():
+    y, x = np.mgrid[:120, :160]
+    image = np.uint8(60 + 60 * np.exp(-((x - 70) ** 2 + (y - 50) ** 2) / 40))
+    first, second, homography = made_view(image, np.random.default_rng(3))
+    assert first.shape == second.shape == image.shape
+    there = cv2.perspectiveTransform(np.float64([[[70, 50]]]), homography)[0, 0]
+    peak = cv2.GaussianBlur(np.float32(second), (0, 0), 3)
+    row, column = np.unravel_index(peak.argmax(), peak.shape)
+    assert abs(column - there[0]) < 1.5 and abs(row - there[1]) < 1.5
 
 
 def test_the_same_scene_does_not_calibrate_itself():

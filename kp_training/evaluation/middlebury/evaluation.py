@@ -42,7 +42,7 @@ class MethodResults:
 
     `rows`: metrics. `errors`: signed disparity errors (pixels, where there is ground truth) of
     unconstrained matches in corresponding rows; `stereo_errors`: of published matches; `trust`:
-    these with what was said about them. `curves`:
+    these with their standard deviation and confidence. `curves`:
     for each number of keypoints, the metrics of the matches among the strongest ones.
     """
 
