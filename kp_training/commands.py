@@ -103,12 +103,16 @@ def _uncertainty(arguments: argparse.Namespace) -> None:
     from kp_training.evaluation.results import summary
     from kp_training.labels import check_writable
     from kp_training.uncertainty import cross_validated, fit, point_metrics
-    from kp_training.uncertainty_samples import collect_made_pairs, collect_scenes
+    from kp_training.uncertainty_samples import (
+        PointPairs,
+        collect_made_pairs,
+        collect_scenes,
+    )
 
     out = arguments.out or uncertainty_path(arguments.model)
     check_writable(out)
     samples, skipped = collect_scenes(arguments.model, arguments.scenes, arguments.leave_out)
-    made = []
+    made: list[PointPairs] = []
     if arguments.images:
         made, more = collect_made_pairs(arguments.model, arguments.images, arguments.most)
         skipped += more

@@ -28,6 +28,7 @@ from kp_frontend.network import (
 )
 from kp_frontend.pipeline import StereoPipeline
 from kp_frontend.quantization import quantized, with_quantized_network
+from kp_training.image_files import evenly
 from kp_training.labels import check_writable, find_images, read_grey
 
 LONGEST = 640  # pixels: larger images are reduced to this

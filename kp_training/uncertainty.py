@@ -77,9 +77,7 @@ def _fit_sigma(result: Uncertainty, samples: Sequence[Sample]) -> None:
     result.floor_log = found[-1]
 
 
-def _fit_points(
-    result: Uncertainty, samples: Sequence[Sample], made: Sequence[PointPairs]
-) -> None:
+def _fit_points(result: Uncertainty, samples: Sequence[Sample], made: Sequence[PointPairs]) -> None:
     pairs = [s.point_pairs for s in samples]
     weights = _weights(samples, [len(p.error) for p in pairs])
     if made:
@@ -145,9 +143,7 @@ def _minimum(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     return found.detach().float()
 
 
-def point_metrics(
-    uncertainty: Uncertainty, pairs: Sequence[PointPairs]
-) -> dict[str, float | None]:
+def point_metrics(uncertainty: Uncertainty, pairs: Sequence[PointPairs]) -> dict[str, float | None]:
     """`sigma_ratio` and `sigma_within_2` of positions, along the axes of the image."""
     points, error, scale = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     first, second = uncertainty.of_points(points).unbind(1)

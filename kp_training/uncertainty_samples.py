@@ -1,4 +1,4 @@
-"""What `kp uncertainty` is fitted to: matches with true disparity, keypoints with true positions."""
+"""What `kp uncertainty` fits to: matches with true disparity, keypoints with true positions."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def made_view(
         Both images, and the homography (3, 3) from pixels of the first to pixels of the second.
     """
     height, width = image.shape
-    corners = np.float32([[0, 0], [width, 0], [width, height], [0, height]])
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
     moved = corners + rng.uniform(-CORNERS, CORNERS, (4, 2)) * (width, height)
     homography = cv2.getPerspectiveTransform(corners, moved.astype(np.float32))
     view = cv2.warpPerspective(image, homography, (width, height), flags=cv2.INTER_LINEAR)
@@ -202,11 +202,11 @@ def collect_made(model: str, image: np.ndarray, rng: np.random.Generator) -> Poi
     found, recorder = run_front_end(model, first, second)
     descriptors = torch.from_numpy(found.descriptors)
     allowed = torch.from_numpy(found.scores > 0)
-    column, _ = mutual_nearest(
+    partner, _ = mutual_nearest(
         descriptors[0] @ descriptors[1].T, allowed[0][:, None] & allowed[1], torch.tensor(-1.0)
     )
-    row = np.flatnonzero(column.numpy() >= 0)
-    column = column.numpy()[row]
+    row = np.flatnonzero(partner.numpy() >= 0)
+    column = partner.numpy()[row]
     xy = found.xy[0][row].astype(np.float64)
     there = cv2.perspectiveTransform(xy[None], homography)[0] if len(xy) else xy
     error = found.xy[1][column] - there

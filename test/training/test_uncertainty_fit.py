@@ -51,7 +51,8 @@ def test_positions_are_fitted_to_made_views_as_well():
     scale = torch.full_like(scene.scale, 1.3)
     first, second = (-2 + 0.3 * scene.points[..., 0]).exp().unbind(1)
     spread = 2 * ((1.3 * first).square() + second.square()).sqrt()
-    error = spread[:, None] * torch.randn(len(spread), 2, generator=torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    error = spread[:, None] * torch.randn(len(spread), 2, generator=generator)
     made = [PointPairs(scene.points, error, scale)]
     assert point_metrics(alone, made)["sigma_ratio"] == pytest.approx(2 * 0.674, rel=0.1)
     both = fit(samples, made)
