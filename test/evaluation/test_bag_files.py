@@ -8,10 +8,11 @@ import sqlite3
 import struct
 from pathlib import Path
 
-import made_world
 import pytest
 import yaml
 import zstandard
+from made_bags import COUNT
+from made_world import INTERVAL
 from mcap.writer import CompressionType, IndexType
 from mcap.writer import Writer as McapWriter
 from rosbags.rosbag1 import Writer as Ros1Writer
@@ -29,14 +30,8 @@ from kp_training.evaluation.bags.topics import StereoTopics, choose_topics
 from kp_training.evaluation.bags.writer import _Messages
 from kp_training.recordings import extract_images
 
-COUNT = 4
 LEFT, RIGHT = "/left/image_rect", "/right/image_rect"
 STORE = reader.typestore()
-
-
-@pytest.fixture(scope="module")
-def frames():
-    return made_world.wall(COUNT)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +128,7 @@ def test_every_shape_of_an_mcap_file_is_read_whole(messages, tmp_path, shape):
     assert {t["name"]: t["count"] for t in told["topics"]} == dict.fromkeys(
         {m[0] for m in messages}, COUNT
     )
-    assert told["seconds"] == pytest.approx((COUNT - 1) * made_world.INTERVAL / 1e9)
+    assert told["seconds"] == pytest.approx((COUNT - 1) * INTERVAL / 1e9)
 
 
 def test_a_channel_may_have_the_number_zero(messages, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,67 +11,20 @@ import made_world
 import numpy as np
 import pytest
 import yaml
-from made_world import FOCAL, HEIGHT, INTERVAL, WIDTH
-from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys.store import Typestore
+from made_bags import COUNT, evaluate, messages_of, write
+from made_world import HEIGHT, INTERVAL, WIDTH
 
-from kp_frontend.calibration import StereoCalibration
 from kp_frontend.cli import main
-from kp_frontend.config import FrontendConfig
-from kp_frontend.ros.messages import stereo_features, stereo_message
 from kp_training.evaluation.bags import reader, writer
-from kp_training.evaluation.bags.evaluation import evaluate_bag
 from kp_training.evaluation.bags.reader import Bag
 from kp_training.evaluation.bags.report import live_lines
 from kp_training.evaluation.bags.runs import Run, agreement
 from kp_training.evaluation.bags.stamps import pair_stamps, stamp_text
 from kp_training.evaluation.bags.stereo import Reading, StereoBag
 from kp_training.evaluation.bags.topics import StereoTopics, choose_topics
-from kp_training.evaluation.sequences import FIRST_STAMP, open_sequence
 
 DATA = Path(__file__).parents[3] / "shared/data"
-CONFIG = FrontendConfig(backend="torch", threads=1, max_keypoints=256)
 ARGUMENTS = ["--backend", "torch", "--threads", "1", "--max-keypoints", "256"]
-COUNT = 4
-
-
-@pytest.fixture(scope="module")
-def frames():
-    return made_world.wall(COUNT)
-
-
-@pytest.fixture(scope="module")
-def bag_path(frames, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("bags") / "wall.mcap"
-    writer.write_bag(made_world.sequence(frames), path)
-    return path
-
-
-def write(path: Path, messages: list[tuple[str, str, int, object]]) -> Path:
-    """A bag of (topic, type, nanoseconds, message), sent as it is written here."""
-    store = reader.typestore()
-    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
-        connections = {}
-        for topic, kind, time, message in messages:
-            if topic not in connections:
-                connections[topic] = writer.add_connection(topic, kind, typestore=store)
-            raw = message if isinstance(message, bytes) else store.serialize_cdr(message, kind)
-            writer.write(connections[topic], time, raw)
-    return path
-
-
-def messages_of(frames, image_name="image_rect") -> list[tuple[str, str, int, object]]:
-    made = writer._Messages()
-    return [
-        (topic, kind, frame.stamp, message)
-        for frame in frames
-        for topic, kind, message in made.of_frame(frame, image_name)
-    ]
-
-
-def evaluate(path: Path, tmp_path: Path, given: StereoTopics | None = None, **options) -> dict:
-    reading = Reading(**options)
-    return evaluate_bag(path, given or StereoTopics(), CONFIG, tmp_path, reading)[0]
 
 
 @pytest.mark.parametrize("name", ["wall.mcap", "wall.db3", "wall"])
@@ -277,86 +230,6 @@ def test_raw_images_are_refused_unless_said_to_be_raw(frames, tmp_path):
         evaluate(path, tmp_path, raw=True)
 
 
-def recorded_messages(frames, descriptor_type="float32"):
-    from rclpy.serialization import serialize_message
-    from std_msgs.msg import Header
-
-    from kp_frontend.frontend import StereoFrontend
-
-    frontend, messages, results = StereoFrontend(CONFIG), [], []
-    for i, frame in enumerate(frames):
-        header = Header(frame_id="left_optical")
-        header.stamp.sec, header.stamp.nanosec = divmod(frame.stamp, 10**9)
-        results.append(frontend(frame.left, frame.right, frame.calibration()))
-        message = stereo_message(results[-1], header, header, i, descriptor_type)
-        messages.append(("/f", reader.FEATURES, frame.stamp, bytes(serialize_message(message))))
-    return messages, results
-
-
-def test_a_message_gives_back_the_features(frames):
-    messages, results = recorded_messages(frames[:1])
-    store = reader.typestore()
-    back = stereo_features(store.deserialize_cdr(messages[0][3], reader.FEATURES))
-    for side in ("left", "right"):
-        for name, value in vars(getattr(results[0], side)).items():
-            found = getattr(getattr(back, side), name)
-            np.testing.assert_array_equal(value, found, name)
-            assert value.dtype == found.dtype
-    for name in ("left_index", "disparity", "disparity_sigma", "similarity", "points"):
-        np.testing.assert_array_equal(getattr(results[0], name), getattr(back, name), name)
-    assert back.calibration == results[0].calibration
-    assert back.stage_ms == pytest.approx(results[0].stage_ms)
-    broken = store.deserialize_cdr(messages[0][3], reader.FEATURES)
-    broken.left_index = broken.left_index + np.uint32(10_000)
-    with pytest.raises(ValueError, match="do not fit"):
-        stereo_features(broken)
-
-
-def test_recorded_features_are_measured_like_computed_ones(frames, bag_path, tmp_path):
-    offline = evaluate(bag_path, tmp_path)["methods"]["tiny"]
-    messages, _ = recorded_messages(frames)
-    with_images = write(tmp_path / "with", messages_of(frames) + messages)
-    recorded = evaluate(with_images, tmp_path, StereoTopics(features="/f"))["methods"]["recorded"]
-    alone = evaluate(write(tmp_path / "alone", messages), tmp_path)["methods"]["recorded"]
-    for name in offline.keys() - {"latency_ms"}:
-        assert recorded[name]["per_scene"] == offline[name]["per_scene"], name
-    assert alone["track_survival"] == offline["track_survival"]
-    assert "stereo_accuracy" not in alone and "temporal_repeatability" not in alone
-
-
-def test_features_of_an_older_version_are_read(frames, tmp_path):
-    """A bag whose definition and messages have no sigma, track_length and confidence."""
-    new = reader.typestore()
-    old, kinds = Typestore(), ("kp_msgs/msg/StereoFeatures", "kp_msgs/msg/Features")
-    later = ("sigma", "track_length", "confidence")
-    types = dict(new.fielddefs)
-    for kind in kinds:
-        constants, fields = types[kind]
-        types[kind] = constants, [f for f in fields if f[0] not in later]
-    old.register(types)
-    whole, _ = recorded_messages(frames[:2])
-    messages = []
-    for topic, kind, time, raw in whole:
-        message = new.deserialize_cdr(raw, kind)
-        older = old.types[kind](
-            **{
-                name: old.types[kinds[1]](**{n: getattr(value, n) for n, _ in types[kinds[1]][1]})
-                if name in ("left", "right")
-                else value
-                for name, _ in types[kind][1]
-                for value in [getattr(message, name)]
-            }
-        )
-        messages.append((topic, kind, time, bytes(old.serialize_cdr(older, kind))))
-    path = tmp_path / "bag"
-    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writing:
-        connection = writing.add_connection("/f", kinds[0], typestore=old)
-        for _, _, time, raw in messages:
-            writing.write(connection, time, raw)
-    found = evaluate(path, tmp_path)
-    assert len(found["scenes"]) == 2 and found["pairs"]["skipped"] == []
-
-
 def test_runs_that_differ_are_told(bag_path):
     one = Run(rows={1: {"a": 1.0, "track_survival": 0.5, "latency_ms": 3.0}}, previous={1: 0})
     same = Run(rows={1: {"a": 1.0, "track_survival": 0.5, "latency_ms": 9.0}}, previous={1: 0})
@@ -467,90 +340,3 @@ def test_info_says_what_is_inside(bag_path, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["bag", "info", str(tmp_path / "empty")]) == 1
     assert "has neither metadata.yaml nor a .mcap" in capsys.readouterr().err
-
-
-def save(path: Path, image: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), image)
-
-
-def test_kitti_layout_is_read(frames, tmp_path, capsys):
-    for i, frame in enumerate(frames):
-        save(tmp_path / "image_0" / f"{i:06}.png", frame.left)
-        save(tmp_path / "image_1" / f"{i:06}.png", frame.right)
-    save(tmp_path / "image_0" / "000009.png", frames[0].left)
-    rows = [" ".join(map(str, c.p.reshape(-1))) for c in frames[0].cameras]
-    (tmp_path / "calib.txt").write_text(f"P0: {rows[0]}\nP1: {rows[1]}\n")
-    poses = [" ".join(map(str, f.pose[:3].reshape(-1))) for f in frames]
-    (tmp_path / "poses.txt").write_text("\n".join(poses))
-    (tmp_path / "times.txt").write_text("\n".join(str(0.25 * i) for i in range(COUNT)))
-    out = tmp_path / "out.mcap"
-    assert main(["bag", "make", "kitti", str(tmp_path), str(out)]) == 0
-    assert "left out: 000009.png: only on one side" in capsys.readouterr().out
-    with Bag(out) as bag:
-        found = list(StereoBag(bag, choose_topics(bag, StereoTopics())).frames())
-    assert [f.stamp - FIRST_STAMP for f in found] == [250_000_000 * i for i in range(COUNT)]
-    for ours, theirs in zip(frames, found, strict=True):
-        np.testing.assert_array_equal(ours.left, theirs.left)
-        np.testing.assert_allclose(ours.pose, theirs.pose, atol=1e-12)
-        assert ours.calibration() == theirs.calibration()
-    (tmp_path / "poses.txt").write_text("\n".join(poses[:-1]))
-    assert main(["bag", "make", "kitti", str(tmp_path), str(out)]) == 1
-    assert "4 pairs, but 3 poses" in capsys.readouterr().err
-
-
-def test_middlebury_and_folder_layouts_are_read(frames, tmp_path):
-    root = tmp_path / "scenes"
-    for name in ("a", "b"):
-        save(root / name / "l.png", frames[0].left)
-        save(root / name / "r.png", frames[0].right)
-        truth = np.nan_to_num(frames[0].disparity * 4).astype(np.uint8)
-        save(root / name / "d.png", truth)
-    (root / "a" / "calib.txt").write_text(
-        f"cam0=[{FOCAL} 0 90; 0 {FOCAL} 70; 0 0 1]\ncam1=[{FOCAL} 0 95; 0 {FOCAL} 70; 0 0 1]\n"
-        f"doffs=5\nbaseline=120\nwidth={WIDTH}\nheight={HEIGHT}\n"
-    )
-    entry = {"left": "l.png", "right": "r.png", "gt": "d.png", "scale": 4}
-    (root / "scenes.json").write_text(json.dumps([{"dir": n, **entry} for n in ("a", "b", "c")]))
-    writer.write_bag(sequence := open_sequence("middlebury", root, 1.0), tmp_path / "m.mcap")
-    assert len(sequence.left_out) == 1 and sequence.left_out[0].startswith("c:")
-    with Bag(tmp_path / "m.mcap") as bag:
-        a, b = StereoBag(bag, choose_topics(bag, StereoTopics())).frames()
-    assert b.stamp - a.stamp == 10**9
-    assert [a.camera, b.camera] == ["a/left_optical", "b/left_optical"]
-    assert a.calibration() == StereoCalibration(FOCAL, FOCAL, 90, 70, 0.12, -5)
-    assert b.calibration() is None
-    np.testing.assert_array_equal(a.disparity, frames[0].disparity)
-    # Scenes are no sequence: nothing is said of time.
-    methods = evaluate(tmp_path / "m.mcap", tmp_path)["methods"]["tiny"]
-    assert "track_survival" not in methods and methods["stereo_accuracy"]["count"] == 2
-
-    for i, frame in enumerate(frames[:2]):
-        save(tmp_path / "rig" / "left" / f"{i}.png", frame.left)
-        save(tmp_path / "rig" / "right" / f"{i}.png", frame.right)
-    for side, camera in zip(("left", "right"), frames[0].cameras, strict=True):
-        parts = {"camera_matrix": camera.k, "distortion_coefficients": camera.d,
-                 "rectification_matrix": camera.r, "projection_matrix": camera.p}  # fmt: skip
-        text = {name: {"data": value.reshape(-1).tolist()} for name, value in parts.items()}
-        text |= {"image_width": WIDTH, "image_height": HEIGHT, "distortion_model": "plumb_bob"}
-        (tmp_path / "rig" / f"{side}.yaml").write_text(yaml.safe_dump(text))
-    one, two = open_sequence("folder", tmp_path / "rig", 20).frames
-    assert two.stamp - one.stamp == 50_000_000
-    np.testing.assert_array_equal(two.right, frames[1].right)
-    assert asdict(one.calibration()) == asdict(frames[0].calibration())
-    (tmp_path / "rig" / "left.yaml").write_text("nothing: here")
-    with pytest.raises(ValueError, match="is not a ROS camera calibration"):
-        open_sequence("folder", tmp_path / "rig")
-
-
-@pytest.mark.skipif(not DATA.is_dir(), reason="no data sets beside the repository")
-def test_the_real_layouts_are_read():
-    kitti = open_sequence("kitti", DATA / "sequences/kitti_sequence_1")
-    frame = next(kitti.frames)
-    assert kitti.length == 51 and frame.left.shape == (370, 1226)
-    assert frame.calibration().baseline == pytest.approx(0.537, abs=1e-3)
-    euroc = open_sequence("euroc", DATA / "sequences/euroc_v1_01_excerpt")
-    frame = next(euroc.frames)
-    assert euroc.raw and euroc.length == 24 and frame.left.shape == (480, 752)
-    assert frame.calibration().baseline == pytest.approx(0.11, abs=1e-3)
-    assert frame.rectified().left.shape == (480, 752)
