@@ -22,6 +22,7 @@ MOST_IDS = 2**32 - 1  # then ids start again from 1; 0 means no track
 LONGEST = 2**16 - 1  # what a track's length can be in a message
 LOST_FRAMES = 4  # for which a lost point is remembered
 WORTH = 2  # length from which a lost track is remembered
+CHANCE = 0.05  # share of the known points that is found even in another scene
 NEIGHBOURS = 5  # number of neighbours whose median disparity a point without one gets
 GROWTH = 2.0  # most by which the scale is expected to change from frame to frame, as a factor
 
@@ -149,12 +150,19 @@ class Tracker:
     ) -> np.ndarray:
         """Which left rows (K,) contradict the motion of the camera, which is estimated here.
 
+        After a cut to another scene a few points match by chance. So all tracks end if no more than
+        that are found.
+
         Args:
             row: (K,) known row of each left row or -1.
             places: (K, 2) rectified pixels.
         """
         ended = np.zeros(len(row), bool)
         seen = np.flatnonzero(row >= 0)
+        if len(seen) < CHANCE * len(self._points.ids):
+            self._motion = None
+            ended[seen] = True
+            return ended
         seen = seen[self._points.lost[row[seen]] == 0]
         before = self._points.places[row[seen]]
         if calibration is None:

@@ -117,7 +117,7 @@ def test_a_cut_ends_all_tracks(frontend):
     other = made_world.texture(WIDTH + made_world.DISPARITY, seed=8)
     cut = [np.ascontiguousarray(other[:, s : s + WIDTH]) for s in (0, made_world.DISPARITY)]
     before, after = run(frontend, [*wall(3), cut])[-2:]
-    assert survival(before, after) < 0.05
+    assert survival(before, after) == 0
     assert len(after.left) > 100
 
 
