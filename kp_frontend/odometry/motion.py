@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from scipy.optimize import least_squares
 
 from kp_frontend.calibration import StereoCalibration
 from kp_frontend.odometry.config import OdometryConfig
 
 FEWEST_ROUNDS, MOST_ROUNDS, CONFIDENCE = 100, 1000, 0.9999
-LOSS_SCALE = 0.5  # pixels; of PoseLib's Cauchy loss
+LOSS_SCALE = 0.5  # pixels; of the Cauchy loss of the refinement
 SURPRISE = 6.0  # standard deviations from the expected pose above which a motion is doubtful
 RIVAL = 0.2  # share of a doubtful motion's inliers that an expected motion needs to replace it
 FINEST = 0.1  # pixels; minimum standard deviation of a reprojection error
@@ -158,24 +159,39 @@ def _by_opencv(
     params.threshold = threshold
     params.confidence = CONFIDENCE
     params.maxIterations = MOST_ROUNDS
-    params.score = cv2.SCORE_METHOD_MAGSAC
-    params.loMethod = cv2.LOCAL_OPTIM_INNER_AND_ITER_LO
+    params.score = cv2.SCORE_METHOD_MSAC
+    params.loMethod = cv2.LOCAL_OPTIM_INNER_LO  # the iterative one takes six times as long
     params.randomGeneratorState = 0
     found, _, turn, shift, inliers = cv2.solvePnPRansac(points, pixels, k, None, params=params)
     if not found or inliers is None:
         return None
     inliers = inliers[:, 0]
-    coarse = _matrix(turn, shift)
-    turn, shift = cv2.solvePnPRefineLM(
-        points[inliers], pixels[inliers], k, None, turn.copy(), shift.copy()
-    )
-    refined = _matrix(turn, shift)
-    # The refinement may diverge even with a thousand inliers, if many of them are far away.
-    errors = [
-        np.square(_errors(inverse(pose), points[inliers], pixels[inliers], camera)).mean()
-        for pose in (coarse, refined)
-    ]
-    return refined if errors[1] <= errors[0] else coarse
+    return _refined(points[inliers], pixels[inliers], k, np.concatenate([turn, shift])[:, 0])
+
+
+def _refined(
+    points: np.ndarray, pixels: np.ndarray, k: np.ndarray, motion: np.ndarray
+) -> np.ndarray:
+    """Refine a motion (rotation vector and translation) on its inliers with a Cauchy loss.
+
+    The trust region accepts no step that raises the loss. `cv2.solvePnPRefineLM` may diverge even
+    with a thousand inliers, if many of them are far away, and weights all inliers alike.
+
+    Returns:
+        The motion as a matrix (4, 4).
+    """
+
+    def errors(x: np.ndarray) -> np.ndarray:
+        return (cv2.projectPoints(points, x[:3], x[3:], k, None)[0][:, 0] - pixels).ravel()
+
+    def jacobian(x: np.ndarray) -> np.ndarray:
+        return cv2.projectPoints(points, x[:3], x[3:], k, None)[1][:, :6]
+
+    refined = least_squares(
+        errors, motion, jacobian, loss="cauchy", f_scale=LOSS_SCALE, x_scale="jac", ftol=1e-6,
+        xtol=1e-6, max_nfev=20,
+    ).x  # fmt: skip
+    return _matrix(refined[:3], refined[3:, None])
 
 
 def _matrix(turn: np.ndarray, shift: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from kp_frontend.calibration import StereoCalibration
 from kp_frontend.features import StereoFeatures
 from kp_frontend.odometry.config import OdometryConfig
 
-FINEST = 0.1  # pixels; minimum standard deviation
+FINEST, COARSEST = 0.1, 100.0  # pixels; limits of a standard deviation
 
 
 @dataclass
@@ -79,7 +79,8 @@ def _repeated(tracks: np.ndarray) -> np.ndarray:
 def _known(sigma: np.ndarray, fallback: float) -> np.ndarray:
     """Standard deviations (N,) float64, with a fallback for unknown ones."""
     sigma = np.asarray(sigma, np.float64)
-    return np.maximum(np.where(np.isfinite(sigma) & (sigma > 0), sigma, fallback), FINEST)
+    known = np.where(np.isfinite(sigma) & (sigma > 0), sigma, fallback)
+    return np.clip(known, FINEST, COARSEST)
 
 
 def link(
@@ -100,7 +101,9 @@ def link(
         return a, b
     left = np.setdiff1d(np.arange(len(before)), a)
     right = np.setdiff1d(np.arange(len(now)), b)
-    if not len(left) or not len(right):
+    # Another network may have descriptors of another length.
+    same_kind = before.descriptors.shape[1] == now.descriptors.shape[1]
+    if not len(left) or not len(right) or not same_kind:
         return a, b
     similarity = before.descriptors[left] @ now.descriptors[right].T
     for axis in range(2):

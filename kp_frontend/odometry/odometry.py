@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from kp_frontend.odometry.smoother import KeyframeSmoother
 
 NO_LANDMARKS = np.zeros((0, 3))
-NOT_NEWER = "time stamp is not newer than the last one"  # reason of a rejected pair
+# Reasons of an estimate
+FIRST_PAIR = "first pair"
+NOT_NEWER = "time stamp is not newer than the last one"
 # Percentile of the points' parallaxes. Near points show the translation, far ones hardly move.
 NEAR_PERCENTILE = 80
 
@@ -137,6 +139,15 @@ class StereoOdometry:
         self._smoother: KeyframeSmoother | None = None
         self._landmarks = NO_LANDMARKS
 
+    def forget_tracks(self) -> None:
+        """Ignore the track ids so far, because the front end has restarted and counts anew.
+
+        The next pair is matched by descriptor.
+        """
+        for keyframe in (self._keyframe, self._lost_from):
+            if keyframe is not None:
+                keyframe.observations.tracks[:] = 0
+
     def __call__(self, features: StereoFeatures, stamp: int) -> OdometryEstimate:
         """Process the next pair.
 
@@ -144,7 +155,7 @@ class StereoOdometry:
             features: features of the pair, with its calibration.
             stamp: time stamp, nanoseconds.
         """
-        reason = "first pair"
+        reason = FIRST_PAIR
         if self._last is not None and stamp <= self._last.stamp:
             if stamp > self._last.stamp - 1e9 * self.config.max_gap:
                 return self._rejected(NOT_NEWER, stamp)

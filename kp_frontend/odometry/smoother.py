@@ -19,6 +19,7 @@ from kp_frontend.calibration import StereoCalibration
 from kp_frontend.odometry.config import OdometryConfig
 from kp_frontend.odometry.motion import Motion, inverse, project
 from kp_frontend.odometry.observations import Observations
+from kp_frontend.odometry.state import AT_START, moved
 
 Stamps = dict[SupportsInt | SupportsIndex, SupportsFloat | SupportsIndex]  # as GTSAM has it
 
@@ -70,7 +71,8 @@ class KeyframeSmoother:
 
     Args:
         pose: (4, 4) of the first keyframe in the odometry's frame.
-        covariance: (6, 6) of that pose, rotation before translation, in its own frame.
+        covariance: (6, 6) of that pose, rotation before translation, in its own frame. It is kept
+            out of the window and added to the results: after a long gap it is too large to solve.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class KeyframeSmoother:
         observations: Observations,
     ) -> None:
         self.config, self.camera, self.size = config, camera, size
+        self._start, self._start_covariance = pose, covariance
         self._k = gtsam.Cal3_S2Stereo(
             camera.fx, camera.fy, 0.0, camera.cx, camera.cy, camera.baseline
         )
@@ -99,7 +102,7 @@ class KeyframeSmoother:
         # Of points that are no landmarks yet: when and where they were seen.
         self._seen: dict[int, deque[_Sighting]] = {}
         graph, values = gtsam.NonlinearFactorGraph(), gtsam.Values()
-        noise = gtsam.noiseModel.Gaussian.Covariance(covariance + 1e-12 * np.eye(6))
+        noise = gtsam.noiseModel.Isotropic.Sigma(6, AT_START)
         graph.add(gtsam.PriorFactorPose3(X(0), gtsam.Pose3(pose), noise))
         values.insert(X(0), gtsam.Pose3(pose))
         self._smoother.update(graph, values, {X(0): 0.0})
@@ -139,7 +142,8 @@ class KeyframeSmoother:
             pose = estimate.atPose3(X(now)).matrix()
             covariance = self._smoother.marginalCovariance(X(now))
         except RuntimeError as error:  # what GTSAM raises for a system that cannot be solved
-            raise SmootherFailed(str(error).splitlines()[0]) from error
+            raise SmootherFailed(str(error).strip().splitlines()[0]) from error
+        covariance += moved(self._start_covariance, inverse(self._start) @ pose)
         before = estimate.atPose3(X(now - 1)).matrix()
         self._check(inverse(before) @ pose, motion, points, observations.pixels[rows])
         self._pose = pose

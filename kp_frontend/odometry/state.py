@@ -16,6 +16,7 @@ from kp_frontend.odometry.motion import inverse
 
 AT_START = 1e-6  # rad and m; standard deviation of the first pose, which is the origin
 UNKNOWN_VELOCITY = 10.0  # m/s and rad/s; standard deviation before two frames have been seen
+UNKNOWN_TURN = np.pi / np.sqrt(3)  # rad; standard deviation of any angle
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,18 @@ def predict(state: State, stamp: int, config: OdometryConfig) -> State:
     step[:3, :3] = cv2.Rodrigues(state.velocity[:3] * going)[0]
     step[:3, 3] = step[:3, :3] @ state.velocity[3:] * going
     change = np.repeat([config.angular_acceleration, config.acceleration], 3) * ahead
+    change = np.minimum(change, UNKNOWN_VELOCITY)  # robots do not accelerate for long
     # After `max_gap` the camera may be at rest or still moving.
     stray = np.abs(state.velocity) * (ahead - going)
     grown = state.velocity_covariance * ahead**2 + np.diag((change * ahead / 2) ** 2 + stray**2)
+    covariance = moved(state.covariance, step) + grown
+    # An orientation cannot be more than unknown.
+    turn = np.sqrt(np.diag(covariance)[:3])
+    scale = np.append(np.minimum(UNKNOWN_TURN / np.maximum(turn, 1e-12), 1), np.ones(3))
     return State(
         stamp,
         state.pose @ step,
-        moved(state.covariance, step) + grown,
+        covariance * np.outer(scale, scale),
         state.velocity if going == ahead else np.zeros(6),
         state.velocity_covariance + np.diag(change**2),
         state.seen,

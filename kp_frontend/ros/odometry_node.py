@@ -8,7 +8,6 @@ thread runs the odometry.
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections import deque
 
@@ -21,7 +20,13 @@ from rclpy.node import Node
 from sensor_msgs.msg import PointCloud2
 from std_srvs.srv import Trigger
 
-from kp_frontend.odometry import OdometryConfig, OdometryEstimate, Status, StereoOdometry
+from kp_frontend.odometry import (
+    FIRST_PAIR,
+    OdometryConfig,
+    OdometryEstimate,
+    Status,
+    StereoOdometry,
+)
 from kp_frontend.ros.diagnostics import LevelLog
 from kp_frontend.ros.mount import Tf, mount_of_angles, tf_installed
 from kp_frontend.ros.odometry_messages import (
@@ -56,7 +61,6 @@ class OdometryNode(Node):
         self._mount = mount_of_angles(
             c.camera_x, c.camera_y, c.camera_z, c.camera_roll, c.camera_pitch, c.camera_yaw
         )
-        self._path_lock = threading.Lock()
         self._path: deque[PoseStamped] = deque(maxlen=c.path_length)
         self._path_due = 0.0
         self._odom = self.create_publisher(Odometry, "odom", 10)
@@ -104,21 +108,18 @@ class OdometryNode(Node):
         self._odom.publish(odometry)
         if self._tf is not None and c.publish_tf:
             self._tf.send(transform_message(odometry))
-        with self._path_lock:
-            self._path.append(pose_message(odometry))
+        if estimate.reason == FIRST_PAIR:  # after a reset
+            self._path.clear()
+        self._path.append(pose_message(odometry))
         now = time.monotonic()
         if now >= self._path_due and self._path_publisher.get_subscription_count():
             self._path_due = now + PATH_PERIOD
-            with self._path_lock:
-                poses = list(self._path)
-            self._path_publisher.publish(Path(header=odometry.header, poses=poses))
+            self._path_publisher.publish(Path(header=odometry.header, poses=list(self._path)))
         if estimate.keyframe and self._landmarks.get_subscription_count():
             self._landmarks.publish(landmarks_message(estimate, self._mount, odometry.header))
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self.worker.reset()
-        with self._path_lock:
-            self._path.clear()
         response.success, response.message = True, "the odometry restarts at the origin"
         return response
 

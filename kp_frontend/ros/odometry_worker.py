@@ -62,6 +62,7 @@ class OdometryWorker:
         self._counts: Counter[str] = Counter()
         self._times: deque[tuple[float, int, int]] = deque(maxlen=NEWEST)
         self._sequence: int | None = None
+        self._restarts = self._restarts_known = 0  # of the front end: seen, and told the odometry
         self._last: OdometryEstimate | None = None
         self._told = self._came = time.monotonic()
         self._reset = False
@@ -76,11 +77,12 @@ class OdometryWorker:
             self._count("missed", message.sequence - before - 1)
         elif before is not None and message.sequence <= before:
             self._count("restarts")
+            self._restarts += 1
             self._say(
                 f"sequence went back from {before} to {message.sequence}: "
                 "the front end restarted, or there are two publishers"
             )
-        self._thread.put(message)
+        self._thread.put((self._restarts, message))
 
     def reset(self) -> None:
         """Restart at the origin with the next message."""
@@ -95,8 +97,12 @@ class OdometryWorker:
         with self._lock:
             self._counts[name] += number
 
-    def _work(self, message: StereoFeaturesMsg) -> None:
+    def _work(self, item: tuple[int, StereoFeaturesMsg]) -> None:
         begin = time.monotonic()
+        restarts, message = item
+        if restarts != self._restarts_known:
+            self._restarts_known = restarts
+            self._odometry.forget_tracks()
         try:
             estimate = self._estimate(message)
             self._publish(estimate, message)

@@ -92,7 +92,8 @@ def test_smoothing_is_nearer_than_frame_to_frame_and_knows_how_near(tunnel):
     assert 0.1 < np.mean(distances) / 3 < 4  # of a covariance that holds: 1
 
 
-def test_half_the_tracks_may_be_wrong(tunnel):
+@pytest.mark.parametrize("solver", ["poselib", "opencv"])
+def test_half_the_tracks_may_be_wrong(tunnel, solver):
     rng = np.random.default_rng(1)
 
     def swap(i, features):
@@ -105,7 +106,7 @@ def test_half_the_tracks_may_be_wrong(tunnel):
         )
 
     poses = way(CURVE, 50)
-    estimates = follow(StereoOdometry(), tunnel, poses, swap)
+    estimates = follow(StereoOdometry(OdometryConfig(solver=solver)), tunnel, poses, swap)
     assert all(e.status is Status.TRACKING for e in estimates[1:])
     assert estimates[-1].inliers < 0.6 * estimates[-1].matches
     assert off(estimates[-1].pose, poses[-1])[0] < 0.01 * 49 * 0.2
@@ -166,7 +167,56 @@ def test_a_view_of_something_else_goes_on_from_the_prediction(tunnel):
     assert spreads[1] > 10 * spreads[0]
 
 
-def test_a_car_over_half_the_image_is_not_the_world(tunnel):
+def test_after_a_long_gap_in_another_place_smoothing_goes_on(tunnel):
+    elsewhere = made_views.Points(corridor(seed=9).places, first_id=100_000)
+    poses = way(CURVE, 20)
+    odometry = StereoOdometry()
+    follow(odometry, tunnel, poses[:10])
+    after = follow(odometry, elsewhere, poses[10:], first=6000)  # ten minutes later
+    assert after[0].status is Status.PREDICTED
+    assert {(e.status, e.reason) for e in after[1:]} == {(Status.TRACKING, "")}
+    assert not odometry.counts["smoother restarted"] and len(after[-1].landmarks) > 100
+    step = np.linalg.inv(after[0].pose) @ after[-1].pose
+    assert max(off(step, np.linalg.inv(poses[10]) @ poses[-1])) < 1e-3
+    # The robot may be anywhere that it reaches in ten minutes, the angles are unknown.
+    sigma = np.sqrt(np.diag(after[-1].covariance))
+    assert (sigma[:3] > 500).all() and np.allclose(sigma[3:], np.pi / np.sqrt(3), rtol=0.01)
+
+
+def test_a_restart_of_the_front_end_is_no_gap(tunnel):
+    def restart(i, features):
+        if i < 10:
+            return features
+        if i == 10:
+            odometry.forget_tracks()
+        # The same ids again, but for other points.
+        ids = (features.left.track_ids + np.uint32(500)) % np.uint32(3000) + np.uint32(1)
+        return replace(features, left=replace(features.left, track_ids=ids))
+
+    poses = way(CURVE, 20)
+    odometry = StereoOdometry()
+    estimates = follow(odometry, tunnel, poses, restart)
+    assert {e.status for e in estimates[1:]} == {Status.TRACKING}
+    assert estimates[10].inliers > 0.9 * estimates[9].inliers
+    assert max(off(estimates[-1].pose, poses[-1])) < 1e-4
+
+
+def test_another_network_with_other_descriptors(tunnel):
+    def change(i, features):
+        if i < 10:
+            return features
+        return replace(
+            features, left=replace(features.left, descriptors=features.left.descriptors[:, :32])
+        )
+
+    poses = way(CURVE, 20)
+    estimates = follow(StereoOdometry(), tunnel, poses, change)
+    assert {e.status for e in estimates[1:]} == {Status.TRACKING}
+    assert max(off(estimates[-1].pose, poses[-1])) < 1e-4
+
+
+@pytest.mark.parametrize("solver", ["poselib", "opencv"])
+def test_a_car_over_half_the_image_is_not_the_world(tunnel, solver):
     car = made_views.Points(
         np.random.default_rng(4).uniform((-3.0, -1.3, 3.0), (-0.8, 1.3, 5.0), (600, 3)),
         first_id=100_000,
@@ -179,7 +229,7 @@ def test_a_car_over_half_the_image_is_not_the_world(tunnel):
         return joined(passing, only_behind(features, passing))
 
     poses = way(CURVE, 40)
-    estimates = follow(StereoOdometry(), tunnel, poses, with_car)
+    estimates = follow(StereoOdometry(OdometryConfig(solver=solver)), tunnel, poses, with_car)
     share = [e.inliers / e.matches for e in estimates[12:28]]
     assert 0.2 < min(share) < 0.45  # most points were the car's
     assert max(off(e.pose, p)[0] for e, p in zip(estimates, poses, strict=True)) < 0.02

@@ -35,7 +35,8 @@ class Follower(NodeProcess):
         topic = "stereo_odometry/landmarks"
         self.node.create_subscription(PointCloud2, topic, self.clouds.append, 10)
         self.reset = self.node.create_client(Trigger, "stereo_odometry/reset")
-        self.world, self.at, self.sequence = corridor(), np.eye(4), 0
+        self.world, self.at = corridor(), np.eye(4)
+        self.sequence = self.sent = 0
         names = ("odom", "stereo_odometry/path", topic)
         self.wait(lambda: all(self.node.count_publishers(name) for name in names))
 
@@ -49,6 +50,7 @@ class Follower(NodeProcess):
         header.stamp.sec, header.stamp.nanosec = divmod(stamp, 10**9)
         message = stereo_message(features, header, header, self.sequence, "float16")
         self.sequence += 1
+        self.sent += 1
         return message
 
     def count(self, name):
@@ -111,6 +113,69 @@ def test_what_cannot_be_used_is_counted_and_nothing_dies(follower):
     assert follower.count("received") == follower.count("processed") + total
 
 
+def test_bad_points_and_ids_are_counted_and_the_pose_goes_on(follower):
+    before = {name: follower.count(name) for name in ("without_depth", "repeated_track_id")}
+
+    def damage(features):
+        points, ids = features.points.copy(), features.left.track_ids.copy()
+        points[:20] = np.nan
+        ids[100:110] = ids[90]
+        sigma = features.left.sigma.copy()
+        sigma[:5], sigma[5:10] = np.inf, 1e30
+        left = replace(features.left, track_ids=ids, sigma=sigma)
+        return replace(features, points=points, left=left)
+
+    first = follower.step()
+    message = follower.step(damage)
+    assert message.twist.twist.linear.x == pytest.approx(2.0, abs=0.01)
+    moved = message.pose.pose.position.x - first.pose.pose.position.x
+    assert moved == pytest.approx(0.2, abs=1e-3)
+    follower.wait(lambda: follower.count("without_depth") == before["without_depth"] + 20)
+    assert follower.count("repeated_track_id") == before["repeated_track_id"] + 11
+
+
+def test_time_that_stands_still_or_jumps_is_counted(follower):
+    follower.step()
+    old, published = follower.count("dropped_old"), len(follower.odometry)
+    again = view(follower.world, follower.at)
+    follower.send(features=follower.message(again, stamp=follower._stamp))
+    follower.wait(lambda: follower.count("dropped_old") == old + 1)
+    assert len(follower.odometry) == published
+    follower.send(features=follower.message(again, stamp=0))
+    follower.wait(lambda: follower.count("dropped_malformed") == 2)
+    # A recording starts again: the pose goes on from where it was, but less certain.
+    begin = follower._stamp
+    follower._stamp += 20 * 10**9
+    place = follower.step().pose.pose.position.x
+    follower._stamp = begin
+    back = follower.step()
+    assert back.pose.pose.position.x == pytest.approx(place, abs=1e-3)
+    assert back.pose.covariance[0] > 0.1
+    follower.wait(lambda: follower.count("time_jumped_back") == 1)
+    assert follower.step().twist.twist.linear.x == pytest.approx(2.0, abs=0.01)
+
+
+def test_a_restarted_front_end_with_another_network(follower):
+    follower.step()
+    restarts, follower.sequence = follower.count("restarts"), 0
+
+    def other(features):
+        left = features.left
+        ids = (left.track_ids + np.uint32(500)) % np.uint32(3000) + np.uint32(1)
+        return replace(
+            features, left=replace(left, track_ids=ids, descriptors=left.descriptors[:, :32])
+        )
+
+    # Neither ids nor descriptors tell what the points were: the pose is predicted once.
+    predicted = follower.step(other)
+    assert predicted.twist.twist.linear.x == pytest.approx(2.0, abs=0.05)
+    message = follower.step(other)
+    follower.wait(lambda: follower.count("restarts") == restarts + 1)
+    follower.wait(lambda: follower.status == "tracking")
+    assert message.twist.twist.linear.x == pytest.approx(2.0, abs=0.05)
+    assert not follower.count("dropped_failed")
+
+
 def test_reset_begins_at_the_origin(follower):
     assert follower.odometry[-1].pose.pose.position.x > 1
     future = follower.reset.call_async(Trigger.Request())
@@ -118,6 +183,32 @@ def test_reset_begins_at_the_origin(follower):
     assert future.result().success
     message = follower.step()
     assert message.pose.pose.position.x == pytest.approx(0, abs=1e-6)
+    paths = len(follower.paths)
+    follower.wait(lambda: follower.step() and len(follower.paths) > paths)
+    origin = follower.paths[-1].poses[0]
+    assert origin.header.stamp == message.header.stamp  # what was before the reset is gone
+
+
+def test_resets_among_features_are_all_at_the_origin(follower):
+    """Ten messages and three resets in one go: each message is counted, nothing dies."""
+    futures = []
+    for i in range(10):
+        follower.at = follower.at @ STEP
+        follower.send(features=follower.message(view(follower.world, follower.at)))
+        if i in (2, 3, 7):
+            futures.append(follower.reset.call_async(Trigger.Request()))
+    follower.wait(lambda: all(future.done() for future in futures))
+    sent = follower.sent + 7  # those of the jump above
+
+    def all_counted():
+        arrived = follower.count("received") + follower.count("missed")
+        return arrived == sent and not follower.count("waiting")
+
+    follower.wait(all_counted)
+    total = sum(follower.count(f"dropped_{reason}") for reason in REASONS)
+    assert follower.count("received") == follower.count("processed") + total
+    assert not follower.count("dropped_failed")
+    assert follower.odometry[-1].pose.pose.position.x < 10 * 0.2
 
 
 @pytest.mark.parametrize(
