@@ -17,7 +17,7 @@ CHOICES = {
     "schedule": ("cosine", "plateau"),
     "detector": ("points", "heatmap"),
     "descriptor": ("infonce", "triplet"),
-    "photometric": ("jitter", "camera", "strong"),
+    "photometric": ("jitter", "camera"),
 }
 # Allowed range of numbers; the range of other numbers starts at 0.
 BOUNDS = {
@@ -29,6 +29,8 @@ BOUNDS = {
     "height": (80, 10**4), "width": (80, 10**4), "canvas": (80, 10**4),
     "most_keypoints": (1, 10**5), "zoom": (0.01, 100.0), "real_share": (0.0, 1.0),
     "stereo_share": (0.0, 1.0), "front_share": (0.0, 1.0),
+    "disturbed": (0.0, 1.0), "exposure": (0.01, 10.0), "motion_blur": (2.0, 14.0),
+    "sensor_noise": (0.0, 127.0), "jpeg_quality": (1.0, 80.0),
     "rotation": (0.0, 180.0), "scale": (1.0, 10.0), "shift": (0.0, 1.0), "perspective": (0.0, 0.4),
 }  # fmt: skip
 
@@ -51,7 +53,13 @@ class ViewConfig:
     perspective: float = 0.12  # largest shift of a corner, relative to the view size
     disparity: float = 64.0  # largest mean disparity of a stereo-like pair
     relief: float = 24.0  # largest deviation of a surface from the mean disparity
-    photometric: str = "camera"  # jitter (brightness, contrast), camera or strong; see views.py
+    photometric: str = "camera"  # jitter (brightness, contrast) or camera; see photometric.py
+    # Disturbances: each kind occurs in a share `disturbed` of the samples, in one view or in both.
+    disturbed: float = 0.0
+    exposure: tuple[float, float] = (0.12, 1.6)  # range of the gain, log-uniform
+    motion_blur: float = 12.0  # largest length, pixels
+    sensor_noise: float = 25.0  # largest standard deviation at medium grey, grey levels
+    jpeg_quality: float = 15.0  # lowest quality
 
 
 @dataclass(frozen=True)

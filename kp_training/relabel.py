@@ -34,7 +34,8 @@ from kp_frontend.network import (
 )
 from kp_training.classics import random_homography
 from kp_training.labels import Labels, check_writable, image_seed, label_in_parts, read_grey
-from kp_training.views import NOISE, native_bf16, photometric, sample, transform
+from kp_training.photometric import NOISE, photometric
+from kp_training.views import native_bf16, sample, transform
 
 BORDER = 6  # pixels; responses nearer to the border of a view are ignored
 SAME = 1.5  # pixels; keypoints within this distance are the same

@@ -26,12 +26,10 @@ from kp_training.losses import (
 from kp_training.relabel import adapted_keypoints, relabel_folder
 from kp_training.train import train
 from kp_training.views import (
-    NOISE,
     Layer,
     across_views,
     displacement,
     make_views,
-    photometric,
     put_in_front,
     sample,
     warp_image,
@@ -114,42 +112,6 @@ def test_front_layers_occlude_the_image_behind(training_images, training_labels)
     assert behind.place(points)[1][0].tolist() == [True, False, False, False]
     assert ahead.place(points)[1][0].tolist() == [False, True, False, False]
     assert ahead.place(points)[0][0, 1].tolist() == [240.0, 220.0]  # nearer points lie farther left
-
-
-def test_photometric_changes_match_the_setting():
-    torch.manual_seed(0)
-    image = cv2.GaussianBlur(np.random.default_rng(0).random((64, 96)) * 255, None, 1.0)
-    image = torch.from_numpy(np.float32(image))[None, None]
-    for kind in ("jitter", "camera", "strong"):
-        u = torch.full((1, NOISE), 0.5)
-        u[:, 5], u[:, 7] = 0.0, 1.0
-        middle = photometric(image, u, kind)
-        torch.testing.assert_close(middle, image.round())  # medium values change nothing
-    u = torch.full((1, NOISE), 0.5)
-    u[:, 5], u[:, 7] = 0.0, 1.0
-    across = u.clone()
-    across[:, 3] = 1.0
-    gain = photometric(image, across, "camera")[..., -8:].mean() / image[..., -8:].mean()
-    assert 1.15 < gain < 1.35
-    blocky = u.clone()
-    blocky[:, 7] = 0.0  # JPEG blocks: less detail within them, nothing else changes
-    fine = (photometric(image, blocky, "strong") - image).abs().mean()
-    assert 5 < fine < 60
-    assert (photometric(image, u, "strong") - image.round()).abs().max() < 1
-    u[:, 8] = 1.0
-    u[:, 9], u[:, -1] = 1.0, 0.0  # light from the top left, dark at the bottom right
-    lit = photometric(image / 4, u, "strong") / (image / 4)
-    assert lit[..., :8, :8].mean() > 1.3 and lit[..., -8:, -8:].mean() < 0.8
-    assert (lit[..., 28:36, 44:52].mean() - 1).abs() < 0.1
-    u[:, 8] = 0.0  # strength of the uneven light
-    assert (photometric(image, u, "strong") - image.round()).abs().max() < 1
-    u = torch.full((1, NOISE), 0.5)
-    u[:, 5], u[:, 6], u[:, 7] = 0, 1.0, 0.0
-    strong = photometric(image, u, "strong")
-    centre, corner = strong[0, 0, 28:36, 44:52].mean(), strong[0, 0, :8, :8].mean()
-    assert corner < 0.7 * centre  # vignetting
-    blocks = strong.unfold(2, 8, 8).unfold(3, 8, 8).std((-1, -2))
-    assert blocks.mean() < image.unfold(2, 8, 8).unfold(3, 8, 8).std((-1, -2)).mean()
 
 
 def test_centroid_of_the_target_is_the_keypoint():
