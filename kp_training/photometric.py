@@ -66,7 +66,7 @@ def draw_disturbances(config: ViewConfig, rng: np.random.Generator) -> np.ndarra
     Each of the four kinds occurs in a share `disturbed` of the samples: in both views alike or in
     one of them.
     """
-    found = np.tile(np.float32(UNDISTURBED), (2, 1))
+    found = np.tile(np.array(UNDISTURBED, np.float32), (2, 1))
     log_gain = np.log(config.exposure)
     kinds = (
         ((GAIN,), lambda: np.exp(rng.uniform(*log_gain))),

@@ -122,8 +122,9 @@ def relabel_folder(
     device: str = "cpu",
     views: int = 12,
     most: int = 2000,
+    every: int = 1,
 ) -> tuple[Labels, list[Path]]:
-    """Label every image below a folder with the keypoints of a network; see `label_folder`.
+    """Label the images below a folder with the keypoints of a network; see `label_folder`.
 
     Raises:
         ValueError: there is no readable image, or the weights cannot be used.
@@ -149,4 +150,4 @@ def relabel_folder(
 
     digest = hashlib.sha256(weights_path(model).read_bytes()).hexdigest()
     settings: dict[str, str | int] = {"model": digest, "most": most, "views": views}
-    return label_in_parts(folder, out, rows_of, settings)
+    return label_in_parts(folder, out, rows_of, settings, every)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from kp_training.config import ViewConfig, load_config
+from kp_training.config import ViewConfig, load_recipe
 from kp_training.data import PairDataset
 from kp_training.labels import load_labels
 from kp_training.photometric import (
@@ -129,7 +129,7 @@ def test_disturbances_are_drawn_for_both_views_or_for_one():
         both = changed.all(1)
         assert (drawn[both, 0, column] == drawn[both, 1, column]).all()
     clean = draw_disturbances(ViewConfig(), np.random.default_rng(0))
-    assert (clean == np.float32(UNDISTURBED)).all()
+    assert (clean == np.array(UNDISTURBED, np.float32)).all()
 
 
 def test_views_are_disturbed_if_the_recipe_says_so(training_images, training_labels):
@@ -140,7 +140,7 @@ def test_views_are_disturbed_if_the_recipe_says_so(training_images, training_lab
         data = PairDataset(labels, np.arange(4), 4, 3, drawn)
         batch = default_collate([data[i] for i in range(4)])
         torch.manual_seed(0)
-        config = replace(load_config("paper"), views=drawn, correspondences=300)
+        config = replace(load_recipe("paper")[0], views=drawn, correspondences=300)
         images.append(make_views(batch, config)["images"])
     # A mean difference of grey levels, in every pair in at least one view.
     assert ((images[0] - images[1]).abs().mean((2, 3, 4)).amax(0) > 3).all()

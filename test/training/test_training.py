@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 
 from kp_frontend.cli import main
 from kp_frontend.network import load_network
-from kp_training.config import ViewConfig, load_config
+from kp_training.config import ViewConfig, load_recipe
 from kp_training.data import PairDataset
 from kp_training.labels import load_labels
 from kp_training.losses import (
@@ -70,7 +70,7 @@ def test_warped_points_match_the_warped_image(training_images, training_labels):
 
 def test_front_layers_occlude_the_image_behind(training_images, training_labels):
     labels = load_labels(training_images, training_labels)
-    config = replace(load_config("release"), correspondences=600)
+    config = replace(load_recipe("tiny")[0], correspondences=600)
     views = {}
     for stereo_share, front_share in ((1.0, 1.0), (0.0, 1.0), (0.0, 0.0)):
         drawn = ViewConfig(
@@ -216,9 +216,9 @@ def test_heatmap_loss_is_lowest_at_the_labels():
 def test_an_invalid_recipe_is_rejected(tmp_path):
     (tmp_path / "slip.yaml").write_text("stepz: 3\n")
     with pytest.raises(ValueError, match="stepz"):
-        load_config(str(tmp_path / "slip.yaml"))
+        load_recipe(str(tmp_path / "slip.yaml"))
     with pytest.raises(ValueError, match="unknown recipe"):
-        load_config("nothing")
+        load_recipe("nothing")
     for text, told in (
         ("batch: 0", "batch is 0, must be between 1"),
         ("jitter: .nan", "jitter"),
@@ -233,7 +233,7 @@ def test_an_invalid_recipe_is_rejected(tmp_path):
     ):
         (tmp_path / "slip.yaml").write_text(text)
         with pytest.raises(ValueError, match=told):
-            load_config(str(tmp_path / "slip.yaml"))
+            load_recipe(str(tmp_path / "slip.yaml"))
 
 
 def test_image_borders_are_not_labelled():
@@ -260,7 +260,7 @@ def test_second_round_labels_are_repeatable_keypoints_of_the_network(training_im
     np.testing.assert_array_equal(again.xy, labels.xy)
     strong, weak = rows[:50, 2].mean(), rows[-50:, 2].mean()  # strongest first
     assert strong > 0.6 and strong > weak
-    config = load_config("release_second")
+    config = load_recipe("finetune")[0]
     config = replace(config, steps=2, batch=2, validate_every=2, warmup=1, correspondences=100)
     file = tmp_path / "labels.npz"
     best = train(config, images, tmp_path / "run", "cpu", 0, labels_file=file, start="tiny")
