@@ -31,9 +31,9 @@ ROOT = Path(__file__).parents[2]
 SMALL = {"height": 96, "width": 128}
 
 
-def small(name: str, **changes):
-    """A recipe by name, with small views and few steps."""
-    config = load_recipe(name)[0]
+def small(name: str, stage: int = 0, **changes):
+    """A stage of a recipe by name, with small views and few steps."""
+    config = load_recipe(name)[stage]
     views = replace(config.views, **SMALL)
     short = {"epochs": 0, "steps": 12, "batch": 4, "micro_batch": 2, "validate_every": 6,
              "warmup": 2, "ema": 0.5, "correspondences": 100}  # fmt: skip
@@ -200,7 +200,7 @@ def test_a_larger_network_starts_from_the_released_small_one(
     training_images, training_labels, tmp_path
 ):
     data = (training_images, tmp_path, "cpu", 0, training_labels)
-    best = train(small("base", steps=2, validate_every=1), *data, start="tiny")
+    best = train(small("base", 1, steps=2, validate_every=1), *data, start="tiny")
     assert load_network(best).config == SIZES["base"]
     rows = read_log(tmp_path / "log.jsonl")
     first = next(row for row in rows if "validation_matching" in row)
