@@ -14,9 +14,9 @@ image and mutual nearest neighbours without an epipolar constraint (or the metho
   by descriptor distance (DeTone et al., 2018); None for a method with its own matcher.
 - `inference_ms`: detection and description of one image.
 
-- `score_auc`: how well the score of the left keypoint tells correct matches from wrong ones (area
-  under the ROC curve). `disparity_accuracy_256`, `correct_matches_256`: of the matches among the
-  256 strongest keypoints of each image.
+- `score_auc`: how well the rank of the weaker keypoint of a match, in the order of scores, tells
+  correct matches from wrong ones (area under the ROC curve). `disparity_accuracy_256` and
+  `correct_matches_256`: of the matches among the 256 strongest keypoints of each image.
 
 Repeatability and mAP are averaged over both directions where both images have a map. For the
 matches that the front end publishes, with its epipolar limits and refined disparity d:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kp_frontend.detection import (
+    SCALE,
+    SPREAD,
     block_peaks,
     block_side,
     detect,
@@ -45,7 +49,7 @@ def test_keypoints_rank_alike_wherever_they_lie_between_pixels():
     assert mean_heat(torch.ones(1, 8, 8)).max() == 1
 
 
-def test_the_heat_around_a_keypoint_ranks_it_and_is_its_score():
+def test_the_weighted_heat_around_a_keypoint_ranks_it_and_is_its_score():
     heat = torch.full((1, 1, 64, 64), 1e-5)
     heat[0, 0, 20, 20] = 0.6
     heat[0, 0, 40:42, 40:42] = 0.2  # lower, but more in all
@@ -53,7 +57,20 @@ def test_the_heat_around_a_keypoint_ranks_it_and_is_its_score():
     xy, scores = detect(heat.logit(), (64, 64), 40, 2, 4)
     order = [(21, 51), (40.5, 40.5), (20, 20)]
     torch.testing.assert_close(xy[0, :3], torch.tensor(order), rtol=0, atol=0.1)
-    torch.testing.assert_close(scores[0, :3], torch.tensor([1.0, 0.8, 0.6]), rtol=0, atol=1e-3)
+    # Four pixels are half a pixel away from their centre along x and y.
+    expected = [1.0, SCALE * 0.8 * math.exp(-0.25 / SPREAD**2), SCALE * 0.6]
+    torch.testing.assert_close(scores[0, :3], torch.tensor(expected), rtol=0, atol=1e-3)
+
+
+def test_the_score_hardly_depends_on_the_pixel_grid():
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    found = []
+    for part in (0.0, 0.2, 0.4, 0.5):
+        bell = 0.2 * torch.exp(-((x - 30 - part).square() + (y - 30 - part).square()) / 1.3)
+        xy, scores = detect(bell[None, None].clamp(min=1e-6).logit(), (64, 64), 1, 2, 4)
+        assert (xy[0, 0] - 30 - part).abs().max() < 0.05
+        found.append(scores[0, 0].item())
+    assert max(found) / min(found) < 1.02
 
 
 def test_heatmap_puts_each_logit_on_its_pixel():

@@ -97,10 +97,10 @@ class MethodResults:
         return match_metrics(scene, *among.places())
 
     def _score_metrics(self, scene: Scene, result: PairResult) -> dict[str, Value]:
-        """`SCORES`: keypoints are in the order of their scores."""
+        """`SCORES`. Keypoints are in the order of their scores; a match ranks as its weaker one."""
         rows_apart, error = match_errors(scene.disparity, *result.places())
         known = np.isfinite(error)
-        strength = -result.matches[known, 0]
+        strength = -result.matches[known].max(1)
         strongest = self._among(scene, result, STRONGEST)
         return {
             "score_auc": auc(strength, is_correct(rows_apart, error)[known]),
