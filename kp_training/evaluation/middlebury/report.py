@@ -81,7 +81,8 @@ def middlebury_report(evaluation: Evaluation) -> Page:
         SCORES,
         "Score AUC: how well the rank of the weaker keypoint of a match, in the order of scores, "
         "tells correct matches from wrong ones (0.5: not at all). Strongest 256: matches among the "
-        "256 strongest keypoints of each image. Mean ± standard deviation over scenes; best in bold.",
+        "256 strongest keypoints of each image. Mean ± standard deviation over scenes; best in "
+        "bold.",
     )
     page.figure(
         figures.curves_figure(_curves(evaluation)),
