@@ -189,7 +189,8 @@ class StereoPipeline(nn.Module):
         confidence, sigma = self._judged(refined, places, scores, right_row, similarity)
         trusted = (refined.correlation >= settings[8]) & (confidence >= settings[10])
         right_row = torch.where(trusted, right_row, -1)
-        matches = (right_row, similarity, refined.disparity, sigma, confidence)
+        # Indices leave as int32: 64 bits would make some engines convert them.
+        matches = (right_row.int(), similarity, refined.disparity, sigma, confidence)
         results = (xy, scores, descriptors, self._point_sigma(heat, xy, scores), *matches)
         return (*results, *(() if maps is None else (places,)), *tracks)
 
@@ -231,7 +232,7 @@ class StereoPipeline(nn.Module):
         seen_right = self._right_again(grey, new_left[0], row, known, describe, maps)
         *new_right, _ = merge(seen_right, heat[1], right, torch.ones_like(settings[9]))
         merged = [torch.stack(pair) for pair in zip(new_left, new_right, strict=True)]
-        return merged[0], merged[1], merged[2], (row, stored, scale, found.expected)
+        return merged[0], merged[1], merged[2], (row.int(), stored, scale, found.expected)
 
     def _right_again(
         self,
