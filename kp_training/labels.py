@@ -129,17 +129,11 @@ def _label_file(
 
 
 def label_folder(
-    folder: Path,
-    out: Path,
-    most: int = 2000,
-    views: int = 5,
-    detector: str = "sift",
-    every: int = 1,
+    folder: Path, out: Path, most: int = 2000, views: int = 5, detector: str = "sift"
 ) -> tuple[Labels, list[Path]]:
-    """Label every image below a folder, or every n-th one, and write the result to `out`.
+    """Label every image below a folder and write the result to `out`, atomically.
 
-    The result is written atomically. Intermediate results are stored next to `out`, so that an
-    interrupted call resumes.
+    Intermediate results are stored next to `out`, so that an interrupted call resumes.
 
     Returns:
         The labels, and the paths of unreadable images, which were skipped.
@@ -157,7 +151,7 @@ def label_folder(
             return pool.map(job, paths, chunksize=4)
 
         settings: dict[str, str | int] = {"detector": detector, "most": most, "views": views}
-        return label_in_parts(folder, out, rows_of, settings, every)
+        return label_in_parts(folder, out, rows_of, settings)
 
 
 def label_in_parts(
@@ -165,7 +159,6 @@ def label_in_parts(
     out: Path,
     rows_of: Callable[[list[Path]], Iterable[np.ndarray | None]],
     settings: Mapping[str, str | int],
-    every: int = 1,
 ) -> tuple[Labels, list[Path]]:
     """Label the images of a folder in parts; resumes where an earlier call was interrupted.
 
@@ -173,7 +166,6 @@ def label_in_parts(
         rows_of: returns (N, 5) for each of the given images: x, y, response, size, repeat. None if
             an image is unreadable.
         settings: of the labels. Parts that were made with other settings are not reused.
-        every: label every n-th image.
 
     Returns:
         The labels, and the paths of unreadable images, which were skipped.
@@ -181,7 +173,7 @@ def label_in_parts(
     Raises:
         ValueError: there is no readable image.
     """
-    paths = find_images(folder)[::every]
+    paths = find_images(folder)
     parts = out.with_name(out.name + ".parts")
     parts.mkdir(exist_ok=True)
     settings_json = json.dumps(settings)
