@@ -23,15 +23,17 @@ define quietly
 	@$(2) >$(BUILD)/step.log 2>&1 || { cat $(BUILD)/step.log; echo "failed: $(1)"; exit 1; }
 endef
 
-.PHONY: help setup demo test colcon-test lint bench clean
+.PHONY: help setup setup-export demo test colcon-test lint bench gpu-check clean
 
 help:
 	@echo "make setup   a virtual environment in .venv with ROS 2, torch and this package"
+	@echo "make setup-export   adds ONNX and TensorRT for RTX, for kp export and its tests"
 	@echo "make demo    a real stereo stream through the real node; look into demo_out/"
 	@echo "make test    unit and integration tests"
 	@echo "make colcon-test   the same tests with colcon, as in a ROS workspace"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   speed of the front end on this machine"
+	@echo "make gpu-check   build, tests, speed and profile on an NVIDIA GPU, in minutes"
 	@echo "make clean   remove everything that was made"
 
 setup: $(STAMPS)/kp_frontend
@@ -42,6 +44,14 @@ $(STAMPS)/requirements: requirements.txt
 	$(call quietly,installing requirements (some minutes the first time),\
 		$(CLEAN) $(VENV)/bin/python -m pip install -r requirements.txt)
 	@touch $@
+
+# ONNX and TensorRT for RTX, apart because they are large and neither the demo nor a robot needs them.
+$(STAMPS)/requirements-export: requirements-export.txt $(STAMPS)/requirements
+	$(call quietly,installing requirements for kp export,\
+		$(CLEAN) $(VENV)/bin/python -m pip install -r requirements-export.txt)
+	@touch $@
+
+setup-export: setup $(STAMPS)/requirements-export
 
 $(STAMPS)/kp_msgs: $(STAMPS)/requirements $(MESSAGES)
 	$(call quietly,building kp_msgs,$(COLCON) build $(WORKSPACE) --packages-select kp_msgs --cmake-args \
@@ -69,9 +79,12 @@ lint: setup
 	@$(VENV)/bin/ruff format --check .
 	@$(CLEAN) $(VENV)/bin/mypy
 
+gpu-check: setup
+	@$(CLEAN) $(VENV)/bin/python bench/gpu_check.py --out gpu_check_out
+
 bench: setup
 	@$(CLEAN) $(VENV)/bin/kp bench
 
 clean:
-	rm -rf .venv .build demo_out .pytest_cache .ruff_cache .mypy_cache .hypothesis build install log
+	rm -rf .venv .build demo_out gpu_check_out .pytest_cache .ruff_cache .mypy_cache .hypothesis build install log
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from kp_frontend import __version__
 
@@ -104,6 +106,21 @@ def add_bit_depth(command: argparse.ArgumentParser) -> None:
     )
 
 
+@contextmanager
+def engine_builds_shown() -> Iterator[None]:
+    """Print a line on stderr when an engine is built, which can take minutes."""
+    logger = logging.getLogger("kp_frontend.backends.engine_cache")
+    handler, level = logging.StreamHandler(), logger.level
+    handler.setFormatter(logging.Formatter("kp: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake ends in one line and exit status 1."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # a damaged image is reported by the command
@@ -118,7 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        arguments.run(arguments)
+        with engine_builds_shown():
+            arguments.run(arguments)
     except ImportError as error:  # a command of ROS where ROS is missing
         if (error.name or "").startswith(("kp_frontend", "kp_training")):
             raise

@@ -1,4 +1,4 @@
-"""The robot commands of `kp`: demo, node, soak, doctor, bench."""
+"""The robot commands of `kp`: demo, node, soak, doctor, bench, export."""
 
 from __future__ import annotations
 
@@ -61,13 +61,44 @@ def _bench(arguments: argparse.Namespace) -> None:
     )
 
 
+def _export(arguments: argparse.Namespace) -> None:
+    from kp_frontend.config import FrontendConfig
+    from kp_frontend.tools.export import run_export
+
+    config = FrontendConfig(
+        model=arguments.model,
+        precision=arguments.precision,
+        max_keypoints=arguments.max_keypoints,
+        nms_radius=arguments.nms_radius,
+        border=arguments.border,
+        max_motion=0.0 if arguments.no_tracks else FrontendConfig.max_motion,
+    )
+    run_export(
+        config,
+        arguments.size,
+        arguments.out,
+        arguments.input == "raw",
+        arguments.network_only,
+        arguments.format,
+        arguments.gpu,
+    )
+
+
+def _capability(text: str) -> tuple[int, int]:
+    """Argument type: compute capability of a GPU, written `8.9`."""
+    major, _, minor = text.partition(".")
+    if not (major.isdigit() and minor.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a compute capability: write it as 8.9")
+    return int(major), int(minor)
+
+
 def _sizes(text: str) -> list[tuple[int, int]]:
     return [size(part) for part in text.split(",")]
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the robot commands to `kp`."""
-    for add in (_add_demo, _add_node, _add_soak, _add_doctor, _add_bench):
+    for add in (_add_demo, _add_node, _add_soak, _add_doctor, _add_bench, _add_export):
         add(commands)
 
 
@@ -165,4 +196,61 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
         type=int,
         default=3,
         help="calls of each method in a separate process to measure memory (default 3; 0: none)",
+    )
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    command = add_command(
+        commands,
+        "export",
+        "write the whole pipeline, or the network alone, as an ONNX graph or a TensorRT engine",
+        "export --format onnx --model tiny --size 640x480 -o tiny.onnx",
+        _export,
+    )
+    command.add_argument(
+        "--format",
+        choices=("onnx", "tensorrt"),
+        default="onnx",
+        help="onnx (default), or tensorrt: an engine by the installed TensorRT",
+    )
+    command.add_argument(
+        "--model", default="tiny", help="network name or weights file (default tiny)"
+    )
+    command.add_argument(
+        "--size", type=size, default="640x480", help="image size (default 640x480)"
+    )
+    command.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        help="file to write; a description is put beside it",
+    )
+    command.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "fp16", "int8"),
+        default="auto",
+        help="numeric precision of the network (default auto: fp32 for onnx, fp16 for tensorrt)",
+    )
+    command.add_argument(
+        "--input",
+        choices=("rectified", "raw"),
+        default="rectified",
+        help="type of the input images, as the parameter of the node (default rectified)",
+    )
+    command.add_argument(
+        "--network-only", action="store_true", help="only the network, without what follows it"
+    )
+    command.add_argument(
+        "--no-tracks", action="store_true", help="without tracks, as with max_motion 0"
+    )
+    for name, default in (("max-keypoints", 1024), ("nms-radius", 2), ("border", 4)):
+        command.add_argument(
+            f"--{name}", type=int, default=default, help=f"as the parameter (default {default})"
+        )
+    command.add_argument(
+        "--gpu",
+        type=_capability,
+        help="compute capability of the GPU for format tensorrt, such as 8.9; needs TensorRT for "
+        "RTX (default: the GPU of this machine)",
     )

@@ -31,6 +31,12 @@ class FrontendConfig:
         fixed=True,
     )
     device: str = setting("cpu", "device of the torch backend: cpu, cuda or cuda:1", fixed=True)
+    engine: str = setting(
+        "",
+        "file for the tensorrt backend, from `kp export`: a graph (.onnx) or an engine; empty: "
+        "the engine is built from the weights",
+        fixed=True,
+    )
     threads: int = setting(
         0, "number of threads of a CPU backend; 0: one per core", 0, 1024, fixed=True
     )

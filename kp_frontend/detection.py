@@ -21,6 +21,8 @@ from torch.nn import functional as F
 LEVELS = 2**19
 PLACES = 2**4
 REFINE_RADIUS = 2  # of the window for the sub-pixel centroid, pixels
+SPREAD = 1.0  # standard deviation of the weights of a score, pixels
+SCALE = 1.38  # of a score, so that it is about the heat of the 3x3 pixels around a keypoint
 
 
 def heatmap(logits: Tensor) -> Tensor:
@@ -136,6 +138,13 @@ def centroid(heat: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Offset of the centroid from the pixel (B, K, 2), and the heat in the window (B, K).
     """
+    window, offsets = heat_windows(heat, pixels)
+    total = window.sum(-1)
+    return window @ offsets / total.clamp(min=1e-9)[..., None], total
+
+
+def heat_windows(heat: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The 5x5 heatmap window around each pixel, (B, K, 25), and its offsets from it, (25, 2)."""
     width = heat.shape[2]
     r = REFINE_RADIUS
     padded = F.pad(heat, (r, r, r, r))
@@ -145,9 +154,21 @@ def centroid(heat: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     corner = pixels[..., 1] * stride + pixels[..., 0]
     place = corner[..., None] + dy * stride + dx
     window = padded.flatten(1).gather(1, place.flatten(1)).reshape(place.shape)
-    offsets = torch.stack([dx, dy], -1).to(heat.dtype) - r
-    total = window.sum(-1)
-    return window @ offsets / total.clamp(min=1e-9)[..., None], total
+    return window, torch.stack([dx, dy], -1).to(heat.dtype) - r
+
+
+def located(heat: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sub-pixel position (B, K, 2) and score (B, K) of the keypoint at each pixel.
+
+    The score is the heat around the position, weighted with a Gaussian. Unlike the heat of whole
+    pixels it hardly depends on the pixel grid, so the strongest keypoints of two views are the
+    same ones.
+    """
+    window, offsets = heat_windows(heat, pixels)
+    centre = window @ offsets / window.sum(-1).clamp(min=1e-9)[..., None]
+    apart = (offsets[:, 0] - centre[..., :1]).square() + (offsets[:, 1] - centre[..., 1:]).square()
+    score = SCALE * (window * torch.exp(apart * (-0.5 / SPREAD**2))).sum(-1)
+    return pixels.to(heat.dtype) + centre, score
 
 
 def refine(heat: Tensor, pixels: Tensor) -> Tensor:
@@ -175,8 +196,8 @@ def keypoints(
         border: width of the border without keypoints, pixels.
 
     Returns:
-        Positions (B, K, 2) and scores (B, K). A score is the heat of the 3x3 pixels around the
-        keypoint, at most 1. Rows without a keypoint come last and have score 0.
+        Positions (B, K, 2) and scores (B, K), see `located`; scores are at most 1. Rows without a
+        keypoint come last and have score 0.
     """
     height, width = size
     inner = torch.zeros_like(heat)
@@ -184,8 +205,9 @@ def keypoints(
     side = block_side(radius)
     peaks = suppress(block_peaks(mean_heat(heat) * inner, side), radius)
     mean, pixels = top_keypoints(peaks, side, count)
-    scores = (9 * mean).clamp(max=1.0)
+    xy, scores = located(heat, pixels)
     # With a narrow border, the window can reach beyond the image.
-    x, y = refine(heat, pixels).unbind(-1)
+    x, y = xy.unbind(-1)
     xy = torch.stack([x.clamp(0, width - 1), y.clamp(0, height - 1)], -1)
-    return xy, scores
+    scores, order = torch.where(mean > 0, scores, 0.0).topk(count)
+    return xy.gather(1, order[..., None].expand(-1, -1, 2)), scores.clamp(max=1.0)

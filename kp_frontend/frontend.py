@@ -57,6 +57,11 @@ class StereoFrontend:
         """Name and precision of the backend in use, or `none yet`."""
         return f"{self._backend.name} {self._backend.precision}" if self._backend else "none yet"
 
+    @property
+    def engine(self) -> Backend | None:
+        """The engine in use, None before the first pair."""
+        return self._backend
+
     def reset(self) -> None:
         """Forget the previous pair: every keypoint of the next one starts a new track."""
         self._tracker.reset()
@@ -112,9 +117,8 @@ class StereoFrontend:
         maps = self._maps(calibration, width, height)
         backend = self._backend_for(height, width, bool(maps))
         settings = self._settings(width, calibration)
-        images = np.stack([left, right], out=backend.images)  # the only copy of them on the CPU
         prepared = time.perf_counter()
-        outputs = backend(images, settings, *self._known(self._tracker.known), *maps)
+        outputs = backend((left, right), settings, *self._known(self._tracker.known), *maps)
         computed = time.perf_counter()
         results = PipelineResults.of(outputs, bool(maps), self.config.max_motion > 0)
         found = self._collect(results, (width, height), calibration)
@@ -204,7 +208,14 @@ class StereoFrontend:
         if left.shape != right.shape:
             sizes = ["{1}x{0}".format(*image.shape) for image in (left, right)]
             raise BadInput(f"left is {sizes[0]} and right {sizes[1]}: sizes must be equal")
-        height, width = left.shape
+        self.require_size(*left.shape)
+
+    def require_size(self, height: int, width: int) -> None:
+        """Check that images of a size can be processed.
+
+        Raises:
+            BadInput: too small for `max_keypoints` and `border`.
+        """
         if min(height, width) < STRIDE + 2 * self.config.border:
             raise BadInput(f"a {width}x{height} image is too small for the network")
         side = block_side(self.config.nms_radius)
@@ -224,20 +235,31 @@ class StereoFrontend:
         """The pipeline's inputs beside the images, without calibration and previous pair."""
         return (self._settings(width, None), *self._known(self._tracker.nothing_known()))
 
+    def pipeline(
+        self, height: int, width: int, raw: bool = False
+    ) -> tuple[StereoPipeline, tuple[torch.Tensor, ...]]:
+        """The pipeline for an image size, rectified or raw, and blank inputs for it.
+
+        Raises:
+            BadInput: see `require_size`.
+        """
+        self.require_size(height, width)
+        pipeline = StereoPipeline(
+            self.network, self.config, height, width, raw, self.uncertainty
+        ).eval()
+        blank = np.zeros((2, height, width), np.uint8)
+        maps = (identity_maps(width, height),) if raw else ()
+        arrays = (blank, *self.blank_inputs(width), *maps)
+        return pipeline, tuple(torch.from_numpy(array) for array in arrays)
+
     def _backend_for(self, height: int, width: int, raw: bool) -> Backend:
         if self._backend is None or self._built_for != (height, width, raw):
-            pipeline = StereoPipeline(
-                self.network, self.config, height, width, raw, self.uncertainty
-            ).eval()
+            pipeline, tensors = self.pipeline(height, width, raw)
             self.reset()
-            blank = np.zeros((2, height, width), np.uint8)
-            maps = (identity_maps(width, height),) if raw else ()
-            arrays = (blank, *self.blank_inputs(width), *maps)
-            tensors = tuple(torch.from_numpy(array) for array in arrays)
             c = self.config
             # If the selected backend has failed, use the best of the others.
             name, precision = ("auto", "auto") if self._left_out else (c.backend, c.precision)
-            options = BackendOptions(c.threads, precision, c.device)
+            options = BackendOptions(c.threads, precision, c.device, c.engine)
             self._backend = make_backend(name, pipeline, tensors, options, self._left_out)
             self._built_for = (height, width, raw)
         return self._backend

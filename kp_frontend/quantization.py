@@ -39,15 +39,15 @@ class Rounded(nn.Module):
     """A module whose result is rounded to 256 values of a range.
 
     A range from 0, as after a ReLU, is spread over 0..255, any other over -128..127, 0 in its
-    middle.
+    middle. With `signed` every range is, for engines that know no unsigned numbers.
     """
 
-    def __init__(self, module: nn.Module, limits: Range) -> None:
+    def __init__(self, module: nn.Module, limits: Range, signed: bool = False) -> None:
         super().__init__()
         self.module = module
         self.register_buffer("limits", torch.tensor(limits))  # for the pipeline's fingerprint
         low, high = limits
-        signed = low < 0
+        signed = signed or low < 0
         self.least, self.most = (-128, 127) if signed else (0, 255)
         self.step = max(-low / 128, high / 127) if signed else high / 255
 
@@ -92,8 +92,11 @@ def require_ranges(network: KeypointNetwork, model: str = "MODEL") -> None:
         )
 
 
-def quantized(network: KeypointNetwork) -> KeypointNetwork:
+def quantized(network: KeypointNetwork, signed: bool = False) -> KeypointNetwork:
     """A quantized copy of a network whose batch normalisation is folded.
+
+    Args:
+        signed: whether all activations are rounded to signed numbers, see `Rounded`.
 
     Raises:
         ValueError: the ranges of its activations are not known.
@@ -112,12 +115,12 @@ def quantized(network: KeypointNetwork) -> KeypointNetwork:
     network.normalisation = RoundedImage()
     for name, module in activations(network).items():
         parent, _, child = name.rpartition(".")
-        setattr(network.get_submodule(parent), child, Rounded(module, network.ranges[name]))
+        setattr(network.get_submodule(parent), child, Rounded(module, network.ranges[name], signed))
     return network
 
 
-def with_quantized_network(pipeline: StereoPipeline) -> StereoPipeline:
-    """A copy of a pipeline whose network is quantized."""
+def with_quantized_network(pipeline: StereoPipeline, signed: bool = False) -> StereoPipeline:
+    """A copy of a pipeline whose network is quantized, see `quantized`."""
     rounded = copy.deepcopy(pipeline)
-    rounded.network = quantized(pipeline.network)
+    rounded.network = quantized(pipeline.network, signed)
     return rounded

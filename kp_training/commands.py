@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 from pathlib import Path
 
-from kp_frontend.cli import add_bit_depth, add_command, count, device
+from kp_frontend.cli import add_bit_depth, add_command, count, device, positive
 
 
 def _images(arguments: argparse.Namespace, cache: Path) -> Path:
@@ -53,17 +54,17 @@ def _label(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from kp_training.config import load_config
+    from kp_training.config import load_recipe
     from kp_training.parallel import join
-    from kp_training.train import train
+    from kp_training.stages import train_recipe
 
-    config = load_config(arguments.config)
+    stages = load_recipe(arguments.config)
     process = join(arguments.device)
     if process.first:  # only the first process extracts the images of a bag
         _images(arguments, arguments.out / "images")
     process.wait()
-    best = train(
-        config,
+    best = train_recipe(
+        stages,
         _images(arguments, arguments.out / "images"),
         arguments.out,
         arguments.device,
@@ -71,9 +72,10 @@ def _train(arguments: argparse.Namespace) -> None:
         arguments.labels,
         arguments.start,
         arguments.middlebury,
+        arguments.minutes or math.inf,
     )
     if process.first:
-        print(best)
+        print(best or "stopped in time; run the same command again to resume")
 
 
 def _quantize(arguments: argparse.Namespace) -> None:
@@ -219,22 +221,32 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     train = add_command(
         commands,
         "train",
-        "train a network, or resume an interrupted run",
-        "train --config release --images images/ --out runs/tiny",
+        "train a network by a recipe, or resume an interrupted run",
+        "train --config tiny --images images/ --out runs/tiny",
         _train,
     )
     train.add_argument(
-        "--config", default="release", help="recipe: a name or a YAML file (default release)"
+        "--config",
+        default="tiny",
+        help="recipe: tiny, base, finetune (needs --from), paper, or a YAML file (default tiny)",
     )
     train.add_argument(
         "--images", type=Path, help="folder of training images, searched recursively"
     )
     train.add_argument("--out", type=Path, required=True, help="folder of the run")
     train.add_argument(
-        "--labels", type=Path, help="labels from `kp label`; SIFT labels are computed if omitted"
+        "--labels",
+        type=Path,
+        help="labels from `kp label` for the first stage; those of the recipe are computed if "
+        "omitted",
     )
     train.add_argument("--from", dest="start", help="weights to start from: a name or a file")
     train.add_argument("--device", type=device, default="cpu", help="torch device (default cpu)")
+    train.add_argument(
+        "--minutes",
+        type=positive,
+        help="stop after this time with a checkpoint; the same command resumes",
+    )
     train.add_argument(
         "--workers", type=int, default=1, help="number of processes that read images (default 1)"
     )

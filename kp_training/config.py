@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import re
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from kp_frontend.network import STRIDE
 from kp_training.text_files import read_text
 
 CONFIG_DIR = Path(__file__).parent / "config"
+NAME = re.compile(r"[a-z0-9_]+")
 CHOICES = {
     "optimizer": ("adamw", "adam"),
     "schedule": ("cosine", "plateau"),
     "detector": ("points", "heatmap"),
     "descriptor": ("infonce", "triplet"),
-    "photometric": ("jitter", "camera", "strong"),
+    "photometric": ("jitter", "camera"),
 }
 # Allowed range of numbers; the range of other numbers starts at 0.
 BOUNDS = {
@@ -26,9 +28,12 @@ BOUNDS = {
     "heatmap_sigma": (0.1, 100.0), "position_weight": (0.0, 1e3),
     "temperature": (1e-3, 10.0), "row_weight": (1e-3, 1e3),
     "correspondences": (2, 10**5), "lowest_repeat": (0.0, 1.0), "explosion": (1.0, 1e9),
+    "views": (1, 1000), "most": (1, 10**5), "every": (1, 10**6),
     "height": (80, 10**4), "width": (80, 10**4), "canvas": (80, 10**4),
     "most_keypoints": (1, 10**5), "zoom": (0.01, 100.0), "real_share": (0.0, 1.0),
     "stereo_share": (0.0, 1.0), "front_share": (0.0, 1.0),
+    "disturbed": (0.0, 1.0), "exposure": (0.01, 10.0), "motion_blur": (2.0, 14.0),
+    "sensor_noise": (0.0, 127.0), "jpeg_quality": (1.0, 80.0),
     "rotation": (0.0, 180.0), "scale": (1.0, 10.0), "shift": (0.0, 1.0), "perspective": (0.0, 0.4),
 }  # fmt: skip
 
@@ -51,13 +56,30 @@ class ViewConfig:
     perspective: float = 0.12  # largest shift of a corner, relative to the view size
     disparity: float = 64.0  # largest mean disparity of a stereo-like pair
     relief: float = 24.0  # largest deviation of a surface from the mean disparity
-    photometric: str = "camera"  # jitter (brightness, contrast), camera or strong; see views.py
+    photometric: str = "camera"  # jitter (brightness, contrast) or camera; see photometric.py
+    # Disturbances: each kind occurs in a share `disturbed` of the samples, in one view or in both.
+    disturbed: float = 0.0
+    exposure: tuple[float, float] = (0.12, 1.6)  # range of the gain, log-uniform
+    motion_blur: float = 12.0  # largest length, pixels
+    sensor_noise: float = 25.0  # largest standard deviation at medium grey, grey levels
+    jpeg_quality: float = 15.0  # lowest quality
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Which keypoints the detector is trained on; see docs/training.md."""
+
+    source: str = "sift"  # sift, orb, fast or several joined by +; own: the network itself
+    views: int = 5  # random views in which a keypoint has to be found again
+    most: int = 2000  # keypoints per image
+    every: int = 1  # 2: label and use every second image, and so on
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A recipe; see also the comments in `config/release.yaml` and `config/paper.yaml`."""
+    """One stage of a recipe; see the comments in `config/tiny.yaml` and `config/paper.yaml`."""
 
+    name: str = ""  # of the stage
     size: str = "tiny"
     # Length
     steps: int = 3000
@@ -86,6 +108,7 @@ class TrainConfig:
     correspondences: int = 400
     jitter: float = 0.5  # pixels, standard deviation of the offset at which descriptors are sampled
     # Labels
+    labels: LabelConfig = field(default_factory=LabelConfig)
     lowest_repeat: float = 0.5
     lowest_response: float = 0.0
     # Loop
@@ -102,8 +125,10 @@ class TrainConfig:
         return self.micro_batch or self.batch
 
 
-def load_config(name: str) -> TrainConfig:
-    """Read a recipe by name (`release`) or from a YAML file.
+def load_recipe(name: str) -> tuple[TrainConfig, ...]:
+    """Read the stages of a recipe, by its name (`tiny`) or from a YAML file.
+
+    Settings outside `stages` are those of every stage. A recipe without `stages` is one stage.
 
     Raises:
         ValueError: the recipe does not exist, or a setting is unknown or out of range.
@@ -113,11 +138,37 @@ def load_config(name: str) -> TrainConfig:
     if not path.is_file():
         raise ValueError(f"unknown recipe {name!r}; give a YAML file or one of {_names()}")
     try:
-        settings = yaml.safe_load(read_text(path)) or {}
+        given = yaml.safe_load(read_text(path)) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    common = dict(given) if isinstance(given, dict) else given
+    listed = common.pop("stages", None) if isinstance(common, dict) else None
+    if listed is None:
+        return (_stage(common, path),)
+    if not isinstance(listed, list) or not listed:
+        raise ValueError(f"{path}: stages must be a list of settings")
+    stages = tuple(_stage(_merged(common, own), path) for own in listed)
+    names = [stage.name for stage in stages]
+    if len(stages) > 1 and (len(set(names)) < len(names) or not all(map(NAME.fullmatch, names))):
+        raise ValueError(f"{path}: each stage needs a name of its own, of letters and digits")
+    if len(stages) > 1 and any(stage.epochs for stage in stages):
+        raise ValueError(f"{path}: stages have steps, epochs are for a recipe of one stage")
+    return stages
+
+
+def _merged(common: Any, own: Any) -> Any:
+    """The settings of a stage: its own ones, and those of all stages."""
+    if not isinstance(common, dict) or not isinstance(own, dict):
+        return own
+    both = common.keys() & own.keys()
+    return common | own | {name: _merged(common[name], own[name]) for name in both}
+
+
+def _stage(settings: object, path: Path) -> TrainConfig:
+    """The checked settings of one stage."""
     checked = _settings(settings, TrainConfig, path)
     checked["views"] = ViewConfig(**_settings(checked.pop("views", {}), ViewConfig, path))
+    checked["labels"] = LabelConfig(**_settings(checked.pop("labels", {}), LabelConfig, path))
     config = TrainConfig(**checked)
     for side in ("height", "width"):
         if getattr(config.views, side) % STRIDE:
@@ -143,7 +194,7 @@ def _settings(given: object, kind: type, path: Path) -> dict[str, Any]:
         if name not in {f.name for f in fields(kind)}:
             raise ValueError(f"{path}: unknown setting {name!r}")
         wanted = getattr(default, name)
-        if name == "views":
+        if is_dataclass(wanted):
             checked[name] = value
             continue
         if isinstance(wanted, tuple) and isinstance(value, list) and len(value) == len(wanted):

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from kp_training.config import TrainConfig, ViewConfig
 from kp_training.labels import Labels, read_grey
 from kp_training.pairs import find_pairs, right_disparity
-from kp_training.views import NOISE
+from kp_training.photometric import NOISE, draw_disturbances
 
 
 class PairDataset(Dataset):
@@ -34,6 +34,8 @@ class PairDataset(Dataset):
       view, 0 for homographic pairs
     - `blocky` bool: the map has steps (depth edges) instead of being smooth
     - `noise` (2, NOISE) float32: uniform numbers for the photometric changes
+    - `disturbances` (2, 6) float32: blur, gain, noise and compression of each view, see
+      `draw_disturbances`
 
     Both views usually show one image. If the folder has stereo pairs with disparity, they can also
     show the two images of a pair, and a sample also has:
@@ -92,6 +94,7 @@ class PairDataset(Dataset):
             "relief": relief,
             "blocky": np.array(rng.random() < 0.5),
             "noise": rng.random((2, NOISE), np.float32),
+            "disturbances": draw_disturbances(self.config, rng),
         }
         if self._pairs:
             sample["real"] = np.array(real)

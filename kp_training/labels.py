@@ -129,11 +129,17 @@ def _label_file(
 
 
 def label_folder(
-    folder: Path, out: Path, most: int = 2000, views: int = 5, detector: str = "sift"
+    folder: Path,
+    out: Path,
+    most: int = 2000,
+    views: int = 5,
+    detector: str = "sift",
+    every: int = 1,
 ) -> tuple[Labels, list[Path]]:
-    """Label every image below a folder and write the result to `out`, atomically.
+    """Label every image below a folder, or every n-th one, and write the result to `out`.
 
-    Intermediate results are stored next to `out`, so that an interrupted call resumes.
+    The result is written atomically. Intermediate results are stored next to `out`, so that an
+    interrupted call resumes.
 
     Returns:
         The labels, and the paths of unreadable images, which were skipped.
@@ -151,7 +157,7 @@ def label_folder(
             return pool.map(job, paths, chunksize=4)
 
         settings: dict[str, str | int] = {"detector": detector, "most": most, "views": views}
-        return label_in_parts(folder, out, rows_of, settings)
+        return label_in_parts(folder, out, rows_of, settings, every)
 
 
 def label_in_parts(
@@ -159,6 +165,7 @@ def label_in_parts(
     out: Path,
     rows_of: Callable[[list[Path]], Iterable[np.ndarray | None]],
     settings: Mapping[str, str | int],
+    every: int = 1,
 ) -> tuple[Labels, list[Path]]:
     """Label the images of a folder in parts; resumes where an earlier call was interrupted.
 
@@ -166,6 +173,7 @@ def label_in_parts(
         rows_of: returns (N, 5) for each of the given images: x, y, response, size, repeat. None if
             an image is unreadable.
         settings: of the labels. Parts that were made with other settings are not reused.
+        every: label every n-th image.
 
     Returns:
         The labels, and the paths of unreadable images, which were skipped.
@@ -173,7 +181,7 @@ def label_in_parts(
     Raises:
         ValueError: there is no readable image.
     """
-    paths = find_images(folder)
+    paths = find_images(folder)[::every]
     parts = out.with_name(out.name + ".parts")
     parts.mkdir(exist_ok=True)
     settings_json = json.dumps(settings)

@@ -34,7 +34,8 @@ from kp_frontend.network import (
 )
 from kp_training.classics import random_homography
 from kp_training.labels import Labels, check_writable, image_seed, label_in_parts, read_grey
-from kp_training.views import NOISE, native_bf16, photometric, sample, transform
+from kp_training.photometric import NOISE, photometric
+from kp_training.views import native_bf16, sample, transform
 
 BORDER = 6  # pixels; responses nearer to the border of a view are ignored
 SAME = 1.5  # pixels; keypoints within this distance are the same
@@ -121,8 +122,9 @@ def relabel_folder(
     device: str = "cpu",
     views: int = 12,
     most: int = 2000,
+    every: int = 1,
 ) -> tuple[Labels, list[Path]]:
-    """Label every image below a folder with the keypoints of a network; see `label_folder`.
+    """Label the images below a folder with the keypoints of a network; see `label_folder`.
 
     Raises:
         ValueError: there is no readable image, or the weights cannot be used.
@@ -148,4 +150,4 @@ def relabel_folder(
 
     digest = hashlib.sha256(weights_path(model).read_bytes()).hexdigest()
     settings: dict[str, str | int] = {"model": digest, "most": most, "views": views}
-    return label_in_parts(folder, out, rows_of, settings)
+    return label_in_parts(folder, out, rows_of, settings, every)

@@ -68,9 +68,6 @@ def card(run: dict[str, Any], name: str) -> str:
     config, data = run["config"], run["data"]
     # Convert through JSON: tuples become lists, which YAML supports.
     recipe = yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False)
-    metrics = "\n".join(
-        f"| {k} | {v:.4g} |" for k, v in run["best"].items() if k != "step" and v is not None
-    )
     again = "" if run["start"] is None else " --from WEIGHTS"
     begun = "random weights" if run["start"] is None else f"the weights {run['start']}"
     return f"""# {name}
@@ -101,12 +98,102 @@ To train again, save this recipe as RECIPE.yaml:
 
 ## Metrics on held-out images
 
-| metric | value |
-|---|---|
-{metrics}
+{_metrics(run)}
 
 `repeatability` and `matching` are for 300 keypoints in views related by known homographies (3 px).
 """
+
+
+def write_recipe_report(out: Path, folders: list[Path]) -> None:
+    """Write `run.json`, `card.md` and `curves.png` of a recipe from those of its stages."""
+    runs = {folder.name: json.loads((folder / "run.json").read_text()) for folder in folders}
+    (out / "run.json").write_text(json.dumps({"stages": runs}, indent=1) + "\n")
+    (out / "card.md").write_text(recipe_card(runs, out.name))
+    rows, before = [], 0
+    for folder, run in zip(folders, runs.values(), strict=True):
+        rows += [row | {"step": before + row["step"]} for row in read_log(folder / "log.jsonl")]
+        before += run["steps"]
+    curves(rows, out / "curves.png")
+    seconds = sum(run["seconds"] for run in runs.values())
+    print(f"{before} steps of {len(runs)} stages in {seconds:.0f} s")
+
+
+def recipe_card(runs: dict[str, dict[str, Any]], name: str) -> str:
+    """The model card of a recipe with several stages, Markdown."""
+    first, last = (list(runs.values())[i] for i in (0, -1))
+    size, data = last["config"]["size"], last["data"]
+    again = "" if first["start"] is None else " --from WEIGHTS"
+    begun = "random weights" if first["start"] is None else f"the weights {first['start']}"
+    commits = sorted({run["commit"] or "unknown" for run in runs.values()})
+    stages = "\n".join(
+        f"| {stage} | {_label_words(run['data'])} | {run['steps']} x {run['config']['batch']} | "
+        f"{run['seconds'] / 60:.0f} | {run['best']['loss']:.4g} | "
+        f"{run['best']['repeatability']:.3f} | {run['best']['matching']:.3f} |"
+        for stage, run in runs.items()
+    )
+    recipe = yaml.safe_dump(
+        {"stages": [json.loads(json.dumps(run["config"])) for run in runs.values()]},
+        sort_keys=False,
+    )
+    return f"""# {name}
+
+Keypoints and descriptors for grey images, network size `{size}`.
+This card was written by `kp train`.
+
+## Training data
+
+{data["images"]} images: {data["training"]} for training, {data["validation"]} held out
+(`split.json` of each stage). SHA-256 of images and labels of the last stage: {data["sha256"]}.
+Before you distribute the weights, state here under which terms the images may be used.
+
+## Recipe
+
+Start: {begun}. Code: commit {", ".join(commits)}, torch {last["torch"]}.
+Machine: {last["machine"]}.
+
+| stage | labels | steps x pairs | minutes | lowest loss | repeatability | matching |
+|---|---|---|---|---|---|---|
+{stages}
+
+`repeatability` and `matching` are for 300 keypoints in views of held-out images related by known
+homographies (3 px). The weights are those of step {last["best"]["step"]} of the last stage, which
+has the lowest validation loss.
+
+To train again, save this recipe as RECIPE.yaml:
+
+```yaml
+{recipe}```
+
+    kp train --config RECIPE.yaml --images IMAGES --out RUN{again}
+
+## Metrics on held-out images
+
+{_metrics(last)}
+
+## Next steps
+
+    kp uncertainty RUN/best.safetensors --scenes SCENES
+    kp quantize RUN/best.safetensors --images IMAGES --out RUN/best.safetensors
+    kp evaluate middlebury SCENES --methods RUN/best.safetensors,sift,orb --out OUT
+"""
+
+
+def _label_words(data: dict[str, Any]) -> str:
+    """How labels were made, from the settings in their file."""
+    try:
+        settings = json.loads(data["labels"])
+    except ValueError:
+        return "unknown"
+    source = settings.get("detector") or "own keypoints"
+    return (
+        f"{source}, {settings['views']} views, {data['keypoints'] / data['images']:.0f} per image"
+    )
+
+
+def _metrics(run: dict[str, Any]) -> str:
+    """The table of the metrics of a run's best weights, Markdown."""
+    rows = [f"| {k} | {v:.4g} |" for k, v in run["best"].items() if k != "step" and v is not None]
+    return "\n".join(["| metric | value |", "|---|---|", *rows])
 
 
 def fingerprint(labels: Labels) -> str:

@@ -5,27 +5,35 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+class Span(NamedTuple):
+    """A stage among the steps of a whole recipe: its name, steps before it, and all steps."""
+
+    name: str
+    before: int
+    total: int
+
+
 class RunLog:
     """Writes rows of values. A resumed run first drops the rows after its checkpoint."""
 
-    def __init__(self, out: Path, steps: int, start: int, quiet: bool) -> None:
-        self.out, self.start, self.quiet = out, start, quiet
+    def __init__(self, out: Path, span: Span, start: int, quiet: bool) -> None:
+        self.out, self.span, self.start, self.quiet = out, span, start, quiet
         self.console = Console(quiet=quiet)
         self.bar = Progress(
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            TextColumn(f"{span.name} step {{task.completed:.0f}}/{{task.total:.0f}}".lstrip()),
             BarColumn(),
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.task = self.bar.add_task("", total=steps, completed=start)
+        self.task = self.bar.add_task("", total=span.total, completed=span.before + start)
         self._since = {"images": 0, "seconds": 0.0, "waited": 0.0}
         self._rows: list[dict[str, float]] = []
 
@@ -73,7 +81,7 @@ class RunLog:
         }
         self._since, self._rows = dict.fromkeys(spent, 0.0), []
         self._write(row, "training")
-        self.bar.update(self.task, completed=step, description=describe(row))
+        self.bar.update(self.task, completed=self.span.before + step, description=describe(row))
 
     def validation(self, step: int, row: dict[str, float]) -> None:
         """Write a validation row, after the training row that completes it."""

@@ -1,8 +1,8 @@
-"""The training loop: `kp train --config C --images DIR --out RUN`.
+"""The training loop: one stage of a recipe.
 
-RUN contains `labels.npz` (computed once), `split.json`, `last.safetensors` (checkpoint to resume
-from), `best.safetensors` (the weights with the lowest validation loss), `log.jsonl`, TensorBoard's
-files, and at the end `run.json`, `card.md` and `curves.png`.
+The folder of a run contains `labels.npz` (computed once), `split.json`, `last.safetensors` (the
+checkpoint to resume from), `best.safetensors` (the weights with the lowest validation loss),
+`log.jsonl`, TensorBoard's files, and at the end `run.json`, `card.md` and `curves.png`.
 
 Under `torchrun` the loop is the same. The micro-batches of a step are distributed over the
 processes and their gradients averaged, so several processes compute what one would.
@@ -39,13 +39,12 @@ from kp_training.checkpoint import load_checkpoint, save_checkpoint
 from kp_training.config import TrainConfig
 from kp_training.data import PairDataset, micro_batches
 from kp_training.grow import grow
-from kp_training.image_files import files_below, other_images
-from kp_training.labels import Labels, label_folder, load_labels
+from kp_training.labels import Labels
 from kp_training.objective import losses
 from kp_training.parallel import Process, join
 from kp_training.report import fingerprint, fingerprint_file, write_report
-from kp_training.runlog import RunLog
-from kp_training.splits import split_images
+from kp_training.runlog import RunLog, Span
+from kp_training.stage_data import check_start, stage_data
 from kp_training.validation import Validator
 from kp_training.views import native_bf16
 
@@ -61,22 +60,27 @@ def train(
     labels_file: Path | None = None,
     start: str | Path | None = None,
     middlebury: Path | None = None,
-) -> Path:
+    span: Span | None = None,
+    deadline: float = math.inf,
+) -> Path | None:
     """Train a network, or resume an interrupted run.
 
     Args:
-        config: the recipe.
+        config: the stage of a recipe.
         images: folder of images, searched recursively.
         out: folder of the run; created if missing, resumed if it has a checkpoint.
         device: torch device.
         workers: number of processes that read images.
-        labels_file: labels of these images; if None, SIFT labels are computed and stored in `out`.
+        labels_file: labels of these images; if None, those of the recipe are computed and stored in
+            `out`.
         start: weights to start from instead of random ones: a released name or a file. The weights
             of a smaller network become the first channels (`grow`).
         middlebury: folder of scenes to validate on as well.
+        span: the steps of the whole recipe that this stage has; None if it is the only one.
+        deadline: value of `time.monotonic` at which to write a checkpoint and stop.
 
     Returns:
-        The file with the best weights.
+        The file with the best weights; None if the deadline came first.
 
     Raises:
         ValueError: there are no images, `out` has a run with another recipe or other images, or
@@ -84,11 +88,12 @@ def train(
         FloatingPointError: the loss is not finite or diverges; the last good checkpoint is kept.
     """
     process = join(device)
+    check_start(config, start, labels_file)
     torch.manual_seed(config.seed)
     torch.backends.cudnn.benchmark = True  # shapes rarely change
     network = channels_last(_network(config, start).to(process.device))
     out.mkdir(parents=True, exist_ok=True)
-    labels, training, held_out = _data(config, images, out, labels_file, process)
+    labels, training, held_out = stage_data(config, images, out, labels_file, start, process)
     epoch = math.ceil(len(training) / config.batch)  # steps of one pass over the images
     steps = config.epochs * epoch or config.steps
     validate_every = epoch if config.epochs else config.validate_every
@@ -97,8 +102,13 @@ def train(
     run.resume(fingerprint(labels), None if start is None else fingerprint_file(start))
     batches = _batches(run, labels, training, workers)
     validator = Validator(config, labels, held_out, process.device, middlebury)
-    with RunLog(out, steps, run.progress["step"], quiet=not process.first) as log:
+    span = span or Span(config.name, 0, steps)
+    with RunLog(out, span, run.progress["step"], quiet=not process.first) as log:
         while run.progress["step"] < steps and not run.patience_is_out():
+            if process.from_first(time.monotonic()) > deadline:
+                if process.first:
+                    run.save(better=False, keep=False)
+                return None
             run.step(batches, log)
             step = run.progress["step"]
             if step % validate_every == 0 or step == steps:
@@ -273,23 +283,6 @@ def _without_sync(
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
-def _data(
-    config: TrainConfig, images: Path, out: Path, labels_file: Path | None, process: Process
-) -> tuple[Labels, np.ndarray, np.ndarray]:
-    """The labels, and the indices of their training and validation images.
-
-    The first process creates missing files; the others then read them.
-    """
-    if process.first:
-        labels = load_labels(images, labels_file) if labels_file else _labels(images, out)
-        training, held_out = split_images(labels, config.seed, out / "split.json")
-    process.wait()
-    if not process.first:
-        labels = load_labels(images, labels_file or out / "labels.npz")
-        training, held_out = split_images(labels, config.seed, out / "split.json")
-    return labels, training, held_out
-
-
 def _batches(
     run: Run, labels: Labels, training: np.ndarray, workers: int
 ) -> Iterator[dict[str, Tensor]]:
@@ -305,18 +298,6 @@ def _batches(
             persistent_workers=workers > 0,
         )
     )
-
-
-def _labels(images: Path, out: Path) -> Labels:
-    if (out / "labels.npz").is_file():
-        return load_labels(images, out / "labels.npz")
-    labels, unreadable = label_folder(images, out / "labels.npz")
-    for reason in other_images(files_below(images)):
-        print(f"skipped: {reason}")
-    for path in unreadable:
-        print(f"skipped, not readable: {path}")
-    print(f"{len(labels)} images, {len(labels.xy) / len(labels):.0f} keypoints per image")
-    return labels
 
 
 def _network(config: TrainConfig, start: str | Path | None) -> KeypointNetwork:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,9 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kp_training.config import TrainConfig
+from kp_training.photometric import disturb, photometric
 
-LAMPS = (3, 4)  # size of the grid of gains for uneven light
-NOISE = 9 + LAMPS[0] * LAMPS[1]  # uniform numbers that define the lighting of a view
 FRONT_GRIDS = (5, 8, 16)  # cells along a side of the random map that shapes front layers
 FRONT_ABOVE = 0.6  # threshold on that map (0..1): the layer is where it is higher
 FRONT_SHARPNESS = 80.0  # slope of its outline, about a pixel wide
@@ -88,61 +86,6 @@ def warp_points(points: Tensor, to_view: Tensor, shift: Tensor) -> tuple[Tensor,
     size = torch.tensor([shift.shape[2], shift.shape[1]], device=place.device)
     inside = ((place >= 0) & (place <= size - 1)).all(-1)
     return place, inside & (residual < 0.25)
-
-
-def photometric(image: Tensor, noise: Tensor, kind: str = "camera") -> Tensor:
-    """Apply random lighting and sensor effects.
-
-    Args:
-        image: (B, 1, H, W) in 0..255.
-        noise: (B, NOISE) uniform numbers that define every change, except the pixels of the sensor
-            noise.
-        kind: `jitter` changes only contrast and brightness. `camera` adds gamma, a brightness
-            gradient, blur and noise. `strong` adds uneven light, vignetting, JPEG artefacts and
-            stronger noise.
-
-    Returns:
-        (B, 1, H, W) float, rounded like an 8-bit image.
-    """
-    u = (noise * 2 - 1)[:, :, None, None, None]
-    x = (image / 255).clamp(0, 1)
-    if kind != "jitter":
-        x = x ** torch.exp(0.5 * u[:, 0])
-    x = (x - 0.5) * torch.exp(0.3 * u[:, 1]) + 0.5 + 0.1 * u[:, 2]
-    if kind == "jitter":
-        return (x * 255).round().clamp(0, 255)
-    across = torch.linspace(-1, 1, image.shape[3], device=image.device)
-    x = x * (1 + 0.3 * u[:, 3] * across)
-    if kind == "strong":
-        lamps = (u[:, 9:] * noise[:, 8, None, None, None, None]).reshape(-1, 1, *LAMPS)
-        x = x * torch.exp(F.interpolate(lamps, x.shape[2:], mode="bicubic", align_corners=True))
-        down = torch.linspace(-1, 1, image.shape[2], device=image.device)[:, None]
-        x = x * (1 - 0.25 * u[:, 6].clamp(min=0) * (across**2 + down**2))
-    kernel = torch.tensor([1.0, 2.0, 1.0], device=image.device)
-    kernel = (kernel[:, None] * kernel / 16)[None, None]
-    blurred = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel)
-    x = torch.where(u[:, 4] > 0, x, torch.lerp(x, blurred, -u[:, 4]))
-    most = 0.04 if kind == "strong" else 0.02
-    x = x + torch.randn_like(x) * most * noise[:, 5, None, None, None] ** 2
-    if kind == "strong":
-        x = torch.where(u[:, 7] > 0.3, x, block_quantised(x, 0.12 * (0.3 - u[:, 7])))
-    return (x * 255).round().clamp(0, 255)
-
-
-def block_quantised(image: Tensor, step: Tensor) -> Tensor:
-    """Quantise images (B, 1, H, W) like JPEG.
-
-    The DCT of each 8x8 block is rounded to multiples of `step` (B, 1, 1, 1), scaled with the
-    frequency. H and W are multiples of 8.
-    """
-    n = torch.arange(8, device=image.device, dtype=image.dtype)
-    dct = torch.cos(math.pi / 8 * (n + 0.5) * n[:, None]) / 2
-    dct[0] /= math.sqrt(2)
-    basis = torch.einsum("iy,jx->ijyx", dct, dct).reshape(64, 1, 8, 8)
-    frequency = (1 + n + n[:, None]).reshape(1, 64, 1, 1)
-    step = step.clamp(min=1e-4) * frequency
-    blocks = F.conv2d(image, basis, stride=8)
-    return F.conv_transpose2d((blocks / step).round() * step, basis, stride=8)
 
 
 @dataclass(frozen=True)
@@ -258,7 +201,10 @@ def make_views(batch: dict[str, Tensor], config: TrainConfig) -> dict[str, Tenso
     for view in range(2):
         image, layers = _render(batch, view, config, front)
         shift = layers[0].shift
-        images.append(photometric(image, batch["noise"][:, view], config.views.photometric))
+        image = photometric(image, batch["noise"][:, view], config.views.photometric)
+        if config.views.disturbed:
+            image = disturb(image, batch["disturbances"][:, view])
+        images.append(image)
         given = [keypoints[:, view], *others]
         place, visible = _place_all(layers, [rows[..., :2] for rows in given])
         repeat, response = torch.cat(given, 1)[..., 2:].unbind(-1)

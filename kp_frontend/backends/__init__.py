@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BACKENDS = ("tensorrt", "cuda", "openvino", "torch")  # `auto` tries them in this order
+# A pair as one array (2, H, W) or as two (H, W), uint8.
+Images = np.ndarray | tuple[np.ndarray, np.ndarray]
 PRECISIONS = ("auto", "fp32", "fp16", "bf16", "int8")
 
 
@@ -35,20 +37,25 @@ class BackendOptions:
     threads: int = 0  # number of threads of a CPU backend; 0: one per core
     precision: str = "auto"  # by name; auto: the fastest precision that the machine supports well
     device: str = "cpu"  # torch device, for the backend torch only
+    engine: str = ""  # file with an exported graph or an engine, for the backend tensorrt only
     cache: EngineCache = field(default_factory=EngineCache)
 
 
 class Backend(Protocol):
-    """A compiled pipeline: numpy arrays in, numpy arrays out, in the pipeline's order."""
+    """A compiled pipeline: numpy arrays in, numpy arrays out, in the pipeline's order.
+
+    The engine makes the only copy of the images, to where its device reads them.
+    """
 
     name: str
     precision: str
 
-    @property
-    def images(self) -> np.ndarray | None:
-        """Buffer (2, H, W) uint8 from which the engine reads images; None: it reads any array."""
+    def __call__(self, images: Images, *others: np.ndarray) -> list[np.ndarray]: ...
 
-    def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]: ...
+
+def batch(images: Images) -> np.ndarray:
+    """A pair as one array (2, H, W)."""
+    return images if isinstance(images, np.ndarray) else np.stack(images)
 
 
 def backend_module(name: str) -> ModuleType:

@@ -33,7 +33,11 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True)
 class EngineCache:
-    """A folder of engines. Nothing in it is ever unpickled."""
+    """A folder of engines.
+
+    Nothing in it is unpickled here. torch unpickles parts of what it compiled itself, so the folder
+    must belong to the user who runs the front end, as the default folder does.
+    """
 
     folder: Path = field(default_factory=default_folder)
 
@@ -77,7 +81,11 @@ class EngineCache:
             log.warning("the engine could not be stored and will be rebuilt next time: %s", error)
 
     def engine(
-        self, key: Mapping[str, str], build: Callable[[], bytes], load: Callable[[bytes], T]
+        self,
+        key: Mapping[str, str],
+        build: Callable[[], bytes],
+        load: Callable[[bytes], T],
+        duration: str = "some seconds",
     ) -> T:
         """The engine of a key, loaded from disk or built.
 
@@ -85,6 +93,7 @@ class EngineCache:
             key: everything that the engine depends on, as text, including `backend`.
             build: builds the serialised engine.
             load: loads and checks it; raises `RuntimeError` if it must not be used.
+            duration: how long `build` takes, for the log.
 
         Raises:
             RuntimeError: a newly built engine fails the check.
@@ -95,6 +104,10 @@ class EngineCache:
                 return load(stored)
             except RuntimeError as error:
                 log.warning("%s cannot be used, rebuilding the engine: %s", self.path(key), error)
+        log.info(
+            "building an engine for the backend %s takes %s; it is stored in %s for later starts",
+            key["backend"], duration, self.folder,
+        )  # fmt: skip
         built = build()
         ready = load(built)
         self.write(key, built)

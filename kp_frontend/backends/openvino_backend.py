@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kp_frontend import quantization
-from kp_frontend.backends import BackendOptions, choose_precision
+from kp_frontend.backends import BackendOptions, Images, batch, choose_precision
 from kp_frontend.backends.agreement import check_inputs, reference, require
 from kp_frontend.backends.engine_cache import file_digest
 from kp_frontend.backends.processor import int8_dot_products
@@ -36,15 +36,14 @@ class OpenVinoBackend:
     """One compiled model with one inference request, tuned for latency."""
 
     name = "openvino"
-    images = None
 
     def __init__(self, compiled: openvino.CompiledModel, precision: str) -> None:
         self.request = compiled.create_infer_request()
         self.outputs = compiled.outputs
         self.precision = precision
 
-    def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
-        results = self.request.infer(list(inputs), share_inputs=True)
+    def __call__(self, images: Images, *others: np.ndarray) -> list[np.ndarray]:
+        results = self.request.infer([batch(images), *others], share_inputs=True)
         return [results[output].copy() for output in self.outputs]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kp_frontend.backends import BackendOptions, choose_precision
+from kp_frontend.backends import BackendOptions, Images, batch, choose_precision
 from kp_frontend.network import channels_last
 from kp_frontend.pipeline import StereoPipeline
 from kp_frontend.quantization import with_quantized_network
@@ -18,14 +18,14 @@ class TorchBackend:
     """Runs the pipeline in plain torch."""
 
     name = "torch"
-    images = None
 
     def __init__(self, pipeline: nn.Module, device: str = "cpu", precision: str = "fp32") -> None:
         self.device, self.precision = device, precision
         self.pipeline = channels_last(copy.deepcopy(pipeline).to(device))
 
-    def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
+    def __call__(self, images: Images, *others: np.ndarray) -> list[np.ndarray]:
         with torch.inference_mode():
+            inputs = (batch(images), *others)
             tensors = (torch.from_numpy(array).to(self.device) for array in inputs)
             return [tensor.cpu().numpy() for tensor in self.pipeline(*tensors)]
 

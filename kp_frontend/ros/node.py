@@ -25,6 +25,7 @@ from kp_frontend.ros.camera_infos import CameraInfos
 from kp_frontend.ros.diagnostics import SILENCE, Diagnosis, Figures, Health, LevelLog
 from kp_frontend.ros.engine import SupervisedEngine
 from kp_frontend.ros.image_counters import ImageCounters
+from kp_frontend.ros.log_handler import RosLogHandler
 from kp_frontend.ros.messages import ImageMessage
 from kp_frontend.ros.pair_worker import Pair, PairWorker
 from kp_frontend.ros.parameters import Parameters
@@ -58,6 +59,8 @@ class StereoNode(SafeLifecycleNode):
         self.input: StereoInput | None = None
         self.worker: PairWorker | None = None
         self.visualisation: VisualisationPublishers | None = None
+        self._log_handler = RosLogHandler(self.get_logger())
+        self._log_handler.install()
         self._was_active = False
         self._activated = self._last_pair = time.monotonic()
         self._epoch = 0
@@ -165,6 +168,7 @@ class StereoNode(SafeLifecycleNode):
     def stop(self) -> None:
         """End the stream and, if there was one, print the image counters."""
         self._stop_stream()
+        self._log_handler.close()
         if not self._was_active:
             return
         counts = self.counters.snapshot()

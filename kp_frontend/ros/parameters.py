@@ -197,6 +197,7 @@ def markdown_table(configs: tuple[type, ...] = CONFIGS) -> str:
     for f in (f for kind in configs for f in fields(kind)):
         limits = bounds(f)
         default = str(f.default).lower() if isinstance(f.default, bool) else f.default
+        default = '""' if default == "" else default
         cells = (
             f"`{f.name}`",
             {"str": "string", "float": "double"}.get(kind := type(f.default).__name__, kind),

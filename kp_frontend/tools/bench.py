@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -30,16 +31,15 @@ from kp_frontend.backends import (
     BACKENDS,
     Backend,
     backend_module,
-    cuda_backend,
     openvino_backend,
 )
 from kp_frontend.backends.torch_backend import TorchBackend
 from kp_frontend.config import FrontendConfig
 from kp_frontend.frontend import StereoFrontend
-from kp_frontend.network import channels_last
 from kp_frontend.pipeline import StereoPipeline
 from kp_frontend.quantization import with_quantized_network
 from kp_frontend.tools.doctor import machine
+from kp_frontend.tools.gpu_figures import GpuEngine, Network, measure
 from kp_frontend.tools.peers import PEERS, Call, Subject
 from kp_frontend.tools.roofline import shortest_ms
 
@@ -99,25 +99,13 @@ def add_parts(subject: Subject, frontend: StereoFrontend, images: np.ndarray) ->
         call = compiled(module, batch, subject.backend, subject.precision)
         if call is not None:
             subject.stages[stage] = call
-    if subject.backend in ("torch", "cuda"):
-        device = "cuda" if subject.backend == "cuda" else "cpu"
-        kind = cuda_backend.TYPES.get(subject.precision, torch.float32)
-        network = copy.deepcopy(frontend.network).to(device, kind)
-        padded = F.pad(batch, pipeline.pad, "replicate").to(device, kind)
-        subject.roofline_ms = shortest_ms(network, padded)
-
-
-class Network(nn.Module):
-    """The network of a pipeline alone; returns one number per image for each of its results."""
-
-    def __init__(self, pipeline: StereoPipeline) -> None:
-        super().__init__()
-        self.network, self.pad = pipeline.network, pipeline.pad
-
-    def forward(self, grey: Tensor) -> tuple[Tensor, ...]:
-        """Run on grey images (B, 1, H, W)."""
-        logits, features = self.network(F.pad(grey, self.pad, mode="replicate"))
-        return tuple(found.float().amax((1, 2, 3)) for found in (logits, *features))
+    if subject.backend == "torch":
+        subject.roofline_ms = shortest_ms(
+            copy.deepcopy(frontend.network), F.pad(batch, pipeline.pad, "replicate")
+        )
+    if subject.backend in GPU_ENGINES:
+        subject.gpu = measure(cast(GpuEngine, frontend.engine), pipeline, images)
+        subject.roofline_ms = subject.gpu.roofline_ms
 
 
 class Found(nn.Module):
@@ -142,11 +130,7 @@ def compiled(module: Network | Found, batch: Tensor, backend: str, precision: st
         engine = openvino_backend.compile_model(
             openvino_backend.convert(module.eval(), (batch,)), precision
         )
-    elif backend == "cuda":
-        on_gpu = copy.deepcopy(module).eval().cuda()
-        channels_last(on_gpu.network.to(cuda_backend.TYPES[precision]))
-        engine = cuda_backend.CudaBackend(on_gpu, (batch,), precision)
-    else:  # a TensorRT engine cannot be divided
+    else:  # on a GPU, see `measure`
         return None
     return lambda: engine(batch.numpy())
 
@@ -230,9 +214,10 @@ def memory(method: str, backend: str, size: tuple[int, int], calls: int = 3) -> 
 def ratios(rows: list[Row]) -> list[dict[str, str | float | None]]:
     """Time of each peer divided by the time of each of our engines, by size.
 
-    `eager` is plain torch on the same GPU. `after_network` is the share of the call outside the
-    network. `of_roofline` is the shortest possible time of the network by the measured peaks,
-    divided by its time.
+    `eager` is plain torch on the same GPU; stage `total` is from host memory to host memory, stage
+    `GPU` the graph on the GPU without the transfers of the inputs. `after_network` is the share of
+    the call outside the network. `of_roofline` is the shortest possible time of the network by the
+    measured peaks, divided by its time.
     """
     totals = {
         (r.method, r.backend, r.precision, r.size): r.median_ms for r in rows if r.stage == "total"
@@ -256,6 +241,7 @@ def ratios(rows: list[Row]) -> list[dict[str, str | float | None]]:
         }
         network, shortest = stages.get("network"), stages.get("roofline")
         row["after_network"] = None if network is None else 1 - network / mine
+        network = stages.get("network, GPU", network)
         row["of_roofline"] = shortest / network if network and shortest is not None else None
         found.append(row)
     return found
@@ -285,7 +271,7 @@ def run_bench(
     """
     console = Console()
     usable = _usable(backends, console)
-    report: dict = {"machine": machine(), "rows": [], "ratios": [], "memory": []}
+    report: dict = {"machine": machine(), "rows": [], "ratios": [], "memory": [], "gpu": []}
     rows: list[Row] = []
     for size in sizes:
         chosen = [(m, b) for m in methods for b in (["opencv"] if m in PEERS else usable)]
@@ -300,11 +286,17 @@ def run_bench(
             for (method, backend), found in used.items()
             if found
         ]
+        report["gpu"] += [
+            {"method": s.method, "backend": s.backend, "precision": s.precision, "size": name,
+             "compiled": s.gpu.compiled, "kernels": s.gpu.kernels}
+            for s in subjects
+            if s.gpu is not None
+        ]  # fmt: skip
         report["rows"] = [vars(row) for row in rows]
         report["ratios"] = ratios(rows)
         if json_file:
             json_file.write_text(json.dumps(report, indent=1) + "\n")
-    _print(console, rows, report["ratios"])
+    _print(console, rows, report["ratios"], report["gpu"])
     return report
 
 
@@ -339,22 +331,34 @@ def _rows(
         peak = found["peak_mb"] if found and stage == "total" else None
         rows.append(Row(s.method, s.backend, s.precision, size, stage, median, p95, peak))
     for s in subjects:
-        if s.roofline_ms is not None:
-            who = (s.method, s.backend, s.precision, size, "roofline")
-            rows.append(Row(*who, s.roofline_ms, s.roofline_ms, None))
+        single = {"roofline": s.roofline_ms}  # stages with one figure
+        if s.gpu is not None:
+            single |= {"GPU": s.gpu.gpu_ms, "network, GPU": s.gpu.network_ms}
+        for stage, ms in single.items():
+            if ms is not None:
+                rows.append(Row(s.method, s.backend, s.precision, size, stage, ms, ms, None))
     return rows
 
 
 def _print(
-    console: Console, rows: list[Row], ratio_rows: list[dict[str, str | float | None]]
+    console: Console,
+    rows: list[Row],
+    ratio_rows: list[dict[str, str | float | None]],
+    gpu_rows: list[dict[str, str | int | bool]],
 ) -> None:
     heads = ("method", "backend", "type", "size", "stage", "median ms", "95 %", "peak MiB")
     table = Table(*heads, title="one stereo pair, from images to matches")
     for row in rows:
-        numbers = (f"{row.median_ms:.1f}", f"{row.p95_ms:.1f}")
+        digits = 1 if row.median_ms >= 10 else 3
+        numbers = (f"{row.median_ms:.{digits}f}", f"{row.p95_ms:.{digits}f}")
         peak = "" if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f}"
         table.add_row(row.method, row.backend, row.precision, row.size, row.stage, *numbers, peak)
     console.print(table)
+    if gpu_rows:
+        table = Table(*gpu_rows[0], title="on the GPU: kernels of one call")
+        for gpu_row in gpu_rows:
+            table.add_row(*map(str, gpu_row.values()))
+        console.print(table)
     if not ratio_rows:
         return
     names = list(ratio_rows[0])

@@ -24,12 +24,14 @@ from kp_frontend.backends import (
     processor,
 )
 from kp_frontend.backends.agreement import agreement, check_images, reference
-from kp_frontend.backends.cuda_graph import gpu_driver
+from kp_frontend.backends.compilation import c_compiler, compiler_unavailable, triton_version
+from kp_frontend.backends.cuda_graph import gpu_driver, gpu_unavailable
+from kp_frontend.backends.tensorrt_library import installed, library
 from kp_frontend.config import FrontendConfig
 from kp_frontend.frontend import StereoFrontend
 from kp_frontend.pipeline import StereoPipeline
 
-PACKAGES = ("numpy", "opencv-python-headless", "torch", "openvino", "tensorrt", "torch_tensorrt")
+PACKAGES = ("numpy", "opencv-python-headless", "torch", "openvino", "torch_tensorrt")
 FEATURES = (
     "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8",
     "asimd", "asimddp", "i8mm", "bf16",
@@ -48,10 +50,15 @@ def machine() -> dict[str, str]:
         "features": " ".join(f for f in FEATURES if f in flags) or "none listed",
         "int8": processor.int8_dot_products() or "no dot products, so `auto` does not use int8",
         "memory": f"{memory:.0f} GiB",
-        "GPU": "none that torch can use",
     }
-    if torch.cuda.is_available():
+    if gpu_unavailable() is None:
         found |= {"GPU": torch.cuda.get_device_name(), "driver": gpu_driver()}
+        found["compiler for the GPU"] = compiler_unavailable() or "works with torch.compile"
+    else:
+        found["GPU"] = f"none: {gpu_unavailable()}"
+    found["C compiler"] = c_compiler() or "none"
+    found["Triton"] = triton_version() or "not installed"
+    found["TensorRT"] = ", ".join(str(library(module)) for module in installed()) or "none"
     for name in PACKAGES:
         found[name] = _version(name)
     return found
@@ -123,7 +130,8 @@ def examine(model: str, height: int, width: int) -> list[dict[str, str | float |
             continue
         row["start_s"] = round(time.perf_counter() - begin, 2)
         row["precision"] = backend.precision
-        row["state"] = str(agreement(expected, backend(*inputs)))
+        state = str(agreement(expected, backend(*inputs)))
+        row["state"] = state + ("" if getattr(backend, "compiled", True) else "; not compiled")
         took = []
         for _ in range(CALLS):
             begin = time.perf_counter()

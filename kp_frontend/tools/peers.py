@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kp_frontend.tools.gpu_figures import GpuFigures
+
 Call = Callable[[], object]
 FEATURES = 2048  # number of features of ORB and SIFT; the front end uses max_keypoints
 RATIO = 0.7  # ratio test for SIFT with FLANN (Lowe, 2004)
@@ -24,6 +26,7 @@ class Subject:
     precision: str
     stages: dict[str, Call]
     roofline_ms: float | None = None  # shortest time of the network by the machine's peaks
+    gpu: GpuFigures | None = None
 
 
 class SuperPointShape(nn.Sequential):

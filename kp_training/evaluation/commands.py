@@ -27,7 +27,8 @@ def _middlebury(arguments: argparse.Namespace) -> None:
     from kp_training.evaluation.middlebury.report import middlebury_report
 
     arguments.out.mkdir(parents=True, exist_ok=True)
-    evaluation = evaluate_middlebury(*_of_pairs(arguments), arguments.show)
+    disturb = [name for name in arguments.disturb.split(",") if name]
+    evaluation = evaluate_middlebury(*_of_pairs(arguments), arguments.show, disturb)
     _finish_pairs(arguments.out, evaluation.metrics, middlebury_report(evaluation))
 
 
@@ -133,8 +134,18 @@ def _finish_pairs(out: Path, metrics: dict, page: Page) -> None:
     table = Table("metric", *names, title=f"mean over {len(metrics['scenes'])} scenes")
     for metric in metrics["methods"][names[0]]:
         table.add_row(metric, *(shown(metrics["methods"][name][metric]["mean"]) for name in names))
+    tables = [table]
+    if "disturbed" in metrics:
+        tables.append(Table("disturbance", *names, title="disparity accuracy / correct matches"))
+        for found in metrics["disturbed"].values():
+            values = (found["methods"][name] for name in names)
+            cells = (
+                " / ".join(shown(v[m]["mean"]) for m in ("disparity_accuracy", "correct_matches"))
+                for v in values
+            )
+            tables[-1].add_row(found["what"], *cells)
     skipped = [f"skipped: {reason}" for reason in metrics["protocol"]["skipped"]]
-    _finish(out, metrics, page, [table], [*without_value(metrics), *skipped])
+    _finish(out, metrics, page, tables, [*without_value(metrics), *skipped])
 
 
 def _finish(out: Path, metrics: dict, page: Page, tables: list[Table], lines: list[str]) -> None:
@@ -362,6 +373,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "folder", type=Path, help="folder of scenes in a layout of Middlebury, or with scenes.json"
     )
     middlebury.add_argument("--show", help="scene of the report's pictures (default: the first)")
+    middlebury.add_argument(
+        "--disturb", default="", metavar="NAMES",
+        help="also evaluate disturbed images: comma-separated list of right_dim, dark, noise20, "
+        "motion9, motion9_right, jpeg20, rotate20; the numbers can be changed; see "
+        "docs/evaluation.md",
+    )  # fmt: skip
     _add_shared(middlebury)
     homography = add_command(
         kinds,

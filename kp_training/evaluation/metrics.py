@@ -14,6 +14,10 @@ image and mutual nearest neighbours without an epipolar constraint (or the metho
   by descriptor distance (DeTone et al., 2018); None for a method with its own matcher.
 - `inference_ms`: detection and description of one image.
 
+- `score_auc`: how well the rank of the weaker keypoint of a match, in the order of scores, tells
+  correct matches from wrong ones (area under the ROC curve). `disparity_accuracy_256` and
+  `correct_matches_256`: of the matches among the 256 strongest keypoints of each image.
+
 Repeatability and mAP are averaged over both directions where both images have a map. For the
 matches that the front end publishes, with its epipolar limits and refined disparity d:
 
@@ -53,7 +57,9 @@ STEREO = ("stereo_accuracy", "stereo_matches", "stereo_correct_matches", "stereo
 SIGMA = ("sigma_ratio", "sigma_within_2")
 CONFIDENCE = ("confidence_auc", "confidence_error")
 TRUST = (*SIGMA, *CONFIDENCE)
-METRICS = (*UNCONSTRAINED, *STEREO, *TRUST, "inference_ms")
+STRONGEST = 256  # keypoints
+SCORES = ("score_auc", "disparity_accuracy_256", "correct_matches_256")
+METRICS = (*UNCONSTRAINED, *SCORES, *STEREO, *TRUST, "inference_ms")
 LESS_IS_BETTER = ("disparity_error_px", "stereo_error_px", "confidence_error", "inference_ms")
 
 Value = float | int | None

@@ -84,15 +84,22 @@ def confidence_metrics(confidence: np.ndarray, right: np.ndarray) -> dict[str, f
         `confidence_error`, the expected calibration error: the mean difference of confidence and
         share of right matches in ten bins, weighted by their matches (None of nothing).
     """
-    count, rights = len(right), int(right.sum())
-    auc = None
-    if 0 < rights < count:
-        # The Mann-Whitney statistic.
-        ranks = rankdata(confidence)[right].sum() - rights * (rights + 1) / 2
-        auc = float(ranks / (rights * (count - rights)))
+    count = len(right)
     rows = reliability(confidence, right)
     error = float((rows[:, 0] * np.abs(rows[:, 1] - rows[:, 2])).sum() / count) if count else None
-    return {"confidence_auc": auc, "confidence_error": error}
+    return {"confidence_auc": auc(confidence, right), "confidence_error": error}
+
+
+def auc(values: np.ndarray, right: np.ndarray) -> float | None:
+    """Area under the ROC curve of values (N,) that tell right (N,) bool; None without both kinds.
+
+    It is computed as the Mann-Whitney statistic.
+    """
+    count, rights = len(right), int(right.sum())
+    if not 0 < rights < count:
+        return None
+    ranks = rankdata(values)[right].sum() - rights * (rights + 1) / 2
+    return float(ranks / (rights * (count - rights)))
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:

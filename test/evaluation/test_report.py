@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import skimage.data
 
 from kp_frontend.cli import main
-from kp_training.evaluation.metrics import METRICS
+from kp_training.evaluation.metrics import METRICS, UNCONSTRAINED
 from kp_training.evaluation.page import Page, shown
 from kp_training.evaluation.results import command_line
 
@@ -57,13 +58,14 @@ def evaluated(tmp_path_factory):
         (folder / "data" / name / "disp0.pfm").write_bytes(b"Pf\n320 240\n-1\n" + values.tobytes())
     (folder / "data/broken/im1.png").write_bytes(b"not an image")
     words = ["evaluate", "middlebury", str(folder / "data"), "--out", str(folder / "out")]
-    assert main([*words, "--methods", "tiny,sift,orb", "--max-keypoints", "512"]) == 0
+    words += ["--methods", "tiny,sift,orb", "--max-keypoints", "512", "--disturb", "noise40,dark"]
+    assert main(words) == 0
     return folder / "out"
 
 
 def test_metrics_file_has_the_documented_format(evaluated):
     metrics = json.loads((evaluated / "metrics.json").read_text())
-    assert set(metrics) == {"scenes", "protocol", "methods"}
+    assert set(metrics) == {"scenes", "protocol", "methods", "disturbed"}
     assert metrics["scenes"] == ["first", "second"]
     assert metrics["protocol"]["skipped"] == ["broken: im1.png cannot be read as an image"]
     assert set(metrics["methods"]) == {"tiny", "sift", "orb"}
@@ -75,6 +77,13 @@ def test_metrics_file_has_the_documented_format(evaluated):
             known = [value for value in metric["per_scene"].values() if value is not None]
             expected = pytest.approx(np.mean(known)) if known else None
             assert metric["mean"] == expected
+    # Disturbed images are harder.
+    assert list(metrics["disturbed"]) == ["noise40", "dark"]
+    for found in metrics["disturbed"].values():
+        for name, method in found["methods"].items():
+            clean = metrics["methods"][name]["correct_matches"]["mean"]
+            assert set(method) == set(UNCONSTRAINED)
+            assert method["correct_matches"]["mean"] < 0.9 * clean
     # The maps are sub-pixel, so sigmas are judged; only networks have a confidence.
     for name, method in metrics["methods"].items():
         assert method["sigma_ratio"]["mean"] > 0 and method["sigma_within_2"]["mean"] > 0.5
@@ -84,12 +93,14 @@ def test_metrics_file_has_the_documented_format(evaluated):
 def test_report_has_study_figures_skipped_scenes_and_pictures(evaluated):
     words = (evaluated / "report.html").read_text()
     metrics = json.loads((evaluated / "metrics.json").read_text())
-    for method in metrics["methods"].values():
+    disturbed = [d["methods"].values() for d in metrics["disturbed"].values()]
+    for method in itertools.chain(metrics["methods"].values(), *disturbed):
         for metric in method.values():
             assert metric["mean"] is None or f'data-value="{metric["mean"]!r}"' in words
     for text in (
         "study: network", "0.469", "1863",  # the study's own figures
         "broken: im1.png cannot be read as an image",
+        "Disturbed images", "noise40: both images with noise 40",
         "Standard deviations and confidence", "share of right matches by confidence",
         "Predicted keypoints and SIFT labels", "True and false positives",
         "Similarity of one descriptor to the image",
@@ -152,7 +163,7 @@ def test_the_report_works_in_a_browser(evaluated, tmp_path):
     title, console = browse(page, tmp_path / "profile")
     assert console == []
     seen = json.loads(title)
-    assert seen["tables"] == 7
+    assert seen["tables"] == 11
     assert len(seen["images"]) == 13 and all(seen["images"])
     numbers = [float(value) for value in seen["falling"]]
     assert len(numbers) == 6 and numbers == sorted(numbers, reverse=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kp_frontend.detection import (
+    SCALE,
+    SPREAD,
     block_peaks,
     block_side,
     detect,
@@ -20,7 +24,7 @@ from kp_frontend.detection import (
     unpack,
 )
 from kp_frontend.network import load_network
-from kp_frontend.sampling import channels_last_map, sample_features
+from kp_frontend.sampling import sample_features
 
 
 def greedy(heat: np.ndarray, radius: int) -> np.ndarray:
@@ -45,7 +49,7 @@ def test_keypoints_rank_alike_wherever_they_lie_between_pixels():
     assert mean_heat(torch.ones(1, 8, 8)).max() == 1
 
 
-def test_the_heat_around_a_keypoint_ranks_it_and_is_its_score():
+def test_the_weighted_heat_around_a_keypoint_ranks_it_and_is_its_score():
     heat = torch.full((1, 1, 64, 64), 1e-5)
     heat[0, 0, 20, 20] = 0.6
     heat[0, 0, 40:42, 40:42] = 0.2  # lower, but more in all
@@ -53,7 +57,20 @@ def test_the_heat_around_a_keypoint_ranks_it_and_is_its_score():
     xy, scores = detect(heat.logit(), (64, 64), 40, 2, 4)
     order = [(21, 51), (40.5, 40.5), (20, 20)]
     torch.testing.assert_close(xy[0, :3], torch.tensor(order), rtol=0, atol=0.1)
-    torch.testing.assert_close(scores[0, :3], torch.tensor([1.0, 0.8, 0.6]), rtol=0, atol=1e-3)
+    # Four pixels are half a pixel away from their centre along x and y.
+    expected = [1.0, SCALE * 0.8 * math.exp(-0.25 / SPREAD**2), SCALE * 0.6]
+    torch.testing.assert_close(scores[0, :3], torch.tensor(expected), rtol=0, atol=1e-3)
+
+
+def test_the_score_hardly_depends_on_the_pixel_grid():
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    found = []
+    for part in (0.0, 0.2, 0.4, 0.5):
+        bell = 0.2 * torch.exp(-((x - 30 - part).square() + (y - 30 - part).square()) / 1.3)
+        xy, scores = detect(bell[None, None].clamp(min=1e-6).logit(), (64, 64), 1, 2, 4)
+        assert (xy[0, 0] - 30 - part).abs().max() < 0.05
+        found.append(scores[0, 0].item())
+    assert max(found) / min(found) < 1.02
 
 
 def test_heatmap_puts_each_logit_on_its_pixel():
@@ -141,12 +158,11 @@ def test_refinement_finds_the_centroid():
 
 def test_features_are_sampled_where_the_map_has_them():
     dense = torch.randn(1, 8, 4, 5)
-    rows = channels_last_map(dense)
     cell = torch.tensor([[[8 * 3 + 3.5, 8 * 2 + 3.5]]])  # the centre of cell row 2, column 3
-    torch.testing.assert_close(sample_features([rows], [8], cell)[0][0, 0], dense[0, :, 2, 3])
+    torch.testing.assert_close(sample_features(dense, cell, 8)[0, 0], dense[0, :, 2, 3])
     between = torch.tensor([[[4 * 3 + 3.5, 4 * 2 + 1.5]]])  # of columns 3 and 4 at 1/4 resolution
     halfway = (dense[0, :, 2, 3] + dense[0, :, 2, 4]) / 2
-    torch.testing.assert_close(sample_features([rows], [4], between)[0][0, 0], halfway)
+    torch.testing.assert_close(sample_features(dense, between, 4)[0, 0], halfway)
 
 
 def test_no_keypoint_in_the_border_or_the_padding():

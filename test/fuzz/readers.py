@@ -40,7 +40,7 @@ from kp_frontend.config import FrontendConfig
 from kp_frontend.network import load_network
 from kp_training import recordings
 from kp_training.checkpoint import load_checkpoint
-from kp_training.config import load_config
+from kp_training.config import load_recipe
 from kp_training.evaluation.bags.evaluation import evaluate_bag
 from kp_training.evaluation.bags.reader import Bag
 from kp_training.evaluation.bags.stereo import StereoBag
@@ -216,7 +216,7 @@ KINDS: dict[str, Kind] = {
     ),
     "recipe.yaml": Kind(
         _text_file("recipe.yaml", "steps: 100\nbatch: 8\nviews:\n  zoom: [0.5, 1.5]\n"),
-        lambda path: load_config(str(path)),
+        lambda path: load_recipe(str(path)),
         True,
     ),
     "weights.safetensors": Kind(weights, load_network),

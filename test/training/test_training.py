@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 
 from kp_frontend.cli import main
 from kp_frontend.network import load_network
-from kp_training.config import ViewConfig, load_config
+from kp_training.config import ViewConfig, load_recipe
 from kp_training.data import PairDataset
 from kp_training.labels import load_labels
 from kp_training.losses import (
@@ -26,12 +26,10 @@ from kp_training.losses import (
 from kp_training.relabel import adapted_keypoints, relabel_folder
 from kp_training.train import train
 from kp_training.views import (
-    NOISE,
     Layer,
     across_views,
     displacement,
     make_views,
-    photometric,
     put_in_front,
     sample,
     warp_image,
@@ -72,7 +70,7 @@ def test_warped_points_match_the_warped_image(training_images, training_labels):
 
 def test_front_layers_occlude_the_image_behind(training_images, training_labels):
     labels = load_labels(training_images, training_labels)
-    config = replace(load_config("release"), correspondences=600)
+    config = replace(load_recipe("tiny")[0], correspondences=600)
     views = {}
     for stereo_share, front_share in ((1.0, 1.0), (0.0, 1.0), (0.0, 0.0)):
         drawn = ViewConfig(
@@ -114,42 +112,6 @@ def test_front_layers_occlude_the_image_behind(training_images, training_labels)
     assert behind.place(points)[1][0].tolist() == [True, False, False, False]
     assert ahead.place(points)[1][0].tolist() == [False, True, False, False]
     assert ahead.place(points)[0][0, 1].tolist() == [240.0, 220.0]  # nearer points lie farther left
-
-
-def test_photometric_changes_match_the_setting():
-    torch.manual_seed(0)
-    image = cv2.GaussianBlur(np.random.default_rng(0).random((64, 96)) * 255, None, 1.0)
-    image = torch.from_numpy(np.float32(image))[None, None]
-    for kind in ("jitter", "camera", "strong"):
-        u = torch.full((1, NOISE), 0.5)
-        u[:, 5], u[:, 7] = 0.0, 1.0
-        middle = photometric(image, u, kind)
-        torch.testing.assert_close(middle, image.round())  # medium values change nothing
-    u = torch.full((1, NOISE), 0.5)
-    u[:, 5], u[:, 7] = 0.0, 1.0
-    across = u.clone()
-    across[:, 3] = 1.0
-    gain = photometric(image, across, "camera")[..., -8:].mean() / image[..., -8:].mean()
-    assert 1.15 < gain < 1.35
-    blocky = u.clone()
-    blocky[:, 7] = 0.0  # JPEG blocks: less detail within them, nothing else changes
-    fine = (photometric(image, blocky, "strong") - image).abs().mean()
-    assert 5 < fine < 60
-    assert (photometric(image, u, "strong") - image.round()).abs().max() < 1
-    u[:, 8] = 1.0
-    u[:, 9], u[:, -1] = 1.0, 0.0  # light from the top left, dark at the bottom right
-    lit = photometric(image / 4, u, "strong") / (image / 4)
-    assert lit[..., :8, :8].mean() > 1.3 and lit[..., -8:, -8:].mean() < 0.8
-    assert (lit[..., 28:36, 44:52].mean() - 1).abs() < 0.1
-    u[:, 8] = 0.0  # strength of the uneven light
-    assert (photometric(image, u, "strong") - image.round()).abs().max() < 1
-    u = torch.full((1, NOISE), 0.5)
-    u[:, 5], u[:, 6], u[:, 7] = 0, 1.0, 0.0
-    strong = photometric(image, u, "strong")
-    centre, corner = strong[0, 0, 28:36, 44:52].mean(), strong[0, 0, :8, :8].mean()
-    assert corner < 0.7 * centre  # vignetting
-    blocks = strong.unfold(2, 8, 8).unfold(3, 8, 8).std((-1, -2))
-    assert blocks.mean() < image.unfold(2, 8, 8).unfold(3, 8, 8).std((-1, -2)).mean()
 
 
 def test_centroid_of_the_target_is_the_keypoint():
@@ -254,9 +216,9 @@ def test_heatmap_loss_is_lowest_at_the_labels():
 def test_an_invalid_recipe_is_rejected(tmp_path):
     (tmp_path / "slip.yaml").write_text("stepz: 3\n")
     with pytest.raises(ValueError, match="stepz"):
-        load_config(str(tmp_path / "slip.yaml"))
+        load_recipe(str(tmp_path / "slip.yaml"))
     with pytest.raises(ValueError, match="unknown recipe"):
-        load_config("nothing")
+        load_recipe("nothing")
     for text, told in (
         ("batch: 0", "batch is 0, must be between 1"),
         ("jitter: .nan", "jitter"),
@@ -271,7 +233,7 @@ def test_an_invalid_recipe_is_rejected(tmp_path):
     ):
         (tmp_path / "slip.yaml").write_text(text)
         with pytest.raises(ValueError, match=told):
-            load_config(str(tmp_path / "slip.yaml"))
+            load_recipe(str(tmp_path / "slip.yaml"))
 
 
 def test_image_borders_are_not_labelled():
@@ -298,7 +260,7 @@ def test_second_round_labels_are_repeatable_keypoints_of_the_network(training_im
     np.testing.assert_array_equal(again.xy, labels.xy)
     strong, weak = rows[:50, 2].mean(), rows[-50:, 2].mean()  # strongest first
     assert strong > 0.6 and strong > weak
-    config = load_config("release_second")
+    config = load_recipe("finetune")[0]
     config = replace(config, steps=2, batch=2, validate_every=2, warmup=1, correspondences=100)
     file = tmp_path / "labels.npz"
     best = train(config, images, tmp_path / "run", "cpu", 0, labels_file=file, start="tiny")

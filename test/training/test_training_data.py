@@ -18,7 +18,7 @@ import kp_training.labels as module
 from kp_frontend.cli import main
 from kp_frontend.network import load_network
 from kp_training.classics import classic_keypoints
-from kp_training.config import load_config
+from kp_training.config import load_recipe
 from kp_training.data import PairDataset, micro_batches
 from kp_training.labels import Labels, find_images, label_folder, label_in_parts, load_labels
 from kp_training.objective import losses
@@ -169,7 +169,7 @@ def test_real_stereo_pairs_become_corresponding_views(stereo_set, tmp_path):
     assert list(stereo_set.paths) == names  # disparity maps are not listed as images
     train, held_out = split_images(stereo_set, 0, tmp_path / "split.json")
     assert sorted((*train, *held_out)) == [0, 1, 2, 3] and abs(int(train[0]) - int(train[1])) == 1
-    config = replace(load_config("release"), correspondences=300)
+    config = replace(load_recipe("tiny")[0], correspondences=300)
     config = replace(config, views=replace(config.views, real_share=1.0, zoom=(0.8, 1.2),
                                            photometric="jitter"))  # fmt: skip
     data = PairDataset(stereo_set, np.arange(4), 16, 0, config.views)
@@ -239,7 +239,7 @@ def test_splits_keep_scenes_whole_and_are_stable(tmp_path):
 
 
 def test_processes_share_a_step_and_a_resumed_run_skips_finished_steps():
-    config = load_config("paper")
+    config = load_recipe("paper")[0]
     whole = [list(places) for places in micro_batches(config, 0, 3)]
     assert [i for m in whole for i in m] == list(range(3 * 256)) and {len(m) for m in whole} == {16}
     shares = [list(micro_batches(config, 1, 3, rank, 2)) for rank in range(2)]
@@ -326,7 +326,7 @@ def test_an_image_that_vanishes_during_training_is_skipped(tmp_path, capsys):
         tmp_path, np.array(["a.png", "b.png", "c.png"]), np.zeros(3, np.uint32),
         np.zeros(4, np.int64), np.zeros((0, 2), np.float32), count, count, count,
     )  # fmt: skip
-    config = load_config("paper").views
+    config = load_recipe("paper")[0].views
     data = PairDataset(labels, np.arange(3), 6, 0, config)
     before = [data[i] for i in range(6)]
     (tmp_path / "b.png").unlink()

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
@@ -22,7 +22,7 @@ import kp_training.train as loop
 from kp_frontend.config import FrontendConfig
 from kp_frontend.frontend import StereoFrontend
 from kp_frontend.network import SIZES, build_network, load_network
-from kp_training.config import load_config
+from kp_training.config import load_recipe
 from kp_training.labels import label_folder
 from kp_training.runlog import read_log
 from kp_training.train import train
@@ -31,9 +31,9 @@ ROOT = Path(__file__).parents[2]
 SMALL = {"height": 96, "width": 128}
 
 
-def small(name: str, **changes):
-    """A recipe by name, with small views and few steps."""
-    config = load_config(name)
+def small(name: str, stage: int = 0, **changes):
+    """A stage of a recipe by name, with small views and few steps."""
+    config = load_recipe(name)[stage]
     views = replace(config.views, **SMALL)
     short = {"epochs": 0, "steps": 12, "batch": 4, "micro_batch": 2, "validate_every": 6,
              "warmup": 2, "ema": 0.5, "correspondences": 100}  # fmt: skip
@@ -49,7 +49,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", ["paper", "release"])
+@pytest.mark.parametrize("name", ["paper", "tiny"])
 def test_a_short_run_of_each_recipe_learns_and_writes_usable_weights(
     name, training_images, training_labels, tmp_path, pair
 ):
@@ -79,7 +79,7 @@ def test_a_short_run_of_each_recipe_learns_and_writes_usable_weights(
 def command(config, images: Path, labels: Path, out: Path, tmp_path: Path) -> list[str]:
     """Command line of `kp train` for a separate process."""
     recipe = tmp_path / "recipe.yaml"
-    settings = json.loads(json.dumps(config.__dict__ | {"views": config.views.__dict__}))
+    settings = json.loads(json.dumps(asdict(config)))
     recipe.write_text(yaml.safe_dump(settings))
     return ["-m", "kp_frontend.cli", "train", "--config", str(recipe), "--images", str(images),
             "--labels", str(labels), "--out", str(out), "--workers", "1"]  # fmt: skip
@@ -136,7 +136,7 @@ sys.exit(main())
 
 
 def test_two_processes_train_like_one(training_images, training_labels, tmp_path, monkeypatch):
-    config = small("release", steps=3, batch=4, micro_batch=1, validate_every=3)
+    config = small("tiny", steps=3, batch=4, micro_batch=1, validate_every=3)
     monkeypatch.setattr(loop, "native_bf16", lambda device: False)
     train(config, training_images, tmp_path / "one", "cpu", 0, training_labels)
     program = tmp_path / "in_float32.py"
@@ -164,7 +164,7 @@ def test_two_processes_train_like_one(training_images, training_labels, tmp_path
 def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_state(
     bad, message, training_images, training_labels, tmp_path, monkeypatch
 ):
-    config = small("release", steps=8, batch=1, micro_batch=0, validate_every=2)
+    config = small("tiny", steps=8, batch=1, micro_batch=0, validate_every=2)
     real, calls = loop.losses, []
 
     def broken(network, batch, config, bf16=False):
@@ -183,13 +183,13 @@ def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_state(
 
 
 def test_weights_that_become_nan_stop_the_run(training_images, training_labels, tmp_path):
-    config = small("release", steps=3, validate_every=1, learning_rate=1e9)
+    config = small("tiny", steps=3, validate_every=1, learning_rate=1e9)
     with pytest.raises(FloatingPointError, match="loss is nan"):
         train(config, training_images, tmp_path, "cpu", 0, training_labels)
 
 
 def test_a_run_does_not_resume_from_other_start_weights(training_images, training_labels, tmp_path):
-    config = small("release", steps=2, validate_every=1)
+    config = small("tiny", steps=2, validate_every=1)
     best = train(config, training_images, tmp_path / "a", "cpu", 0, training_labels)
     assert best.stat().st_mode & 0o044  # readable by others: the node may run as another user
     with pytest.raises(ValueError, match="from other weights"):
@@ -200,19 +200,19 @@ def test_a_larger_network_starts_from_the_released_small_one(
     training_images, training_labels, tmp_path
 ):
     data = (training_images, tmp_path, "cpu", 0, training_labels)
-    best = train(small("base", steps=2, validate_every=1), *data, start="tiny")
+    best = train(small("base", 1, steps=2, validate_every=1), *data, start="tiny")
     assert load_network(best).config == SIZES["base"]
     rows = read_log(tmp_path / "log.jsonl")
     first = next(row for row in rows if "validation_matching" in row)
     assert first["validation_matching"] > 0.3  # close to 0 for a random network
     with pytest.raises(ValueError, match="cannot start from a larger network"):
-        train(small("release"), training_images, tmp_path / "b", "cpu", 0, None, start=best)
+        train(small("tiny"), training_images, tmp_path / "b", "cpu", 0, None, start=best)
 
 
 def test_a_run_ends_early_without_improvement(
     training_images, training_labels, tmp_path, monkeypatch
 ):
-    config = small("release", steps=50, batch=1, micro_batch=0, validate_every=1, patience=2,
+    config = small("tiny", steps=50, batch=1, micro_batch=0, validate_every=1, patience=2,
                    keep_every=2)  # fmt: skip
     values = iter([3.0, 2.0, 2.5, 2.25])
     monkeypatch.setattr(loop.Validator, "__call__", lambda self, network: {"loss": next(values)})
@@ -241,7 +241,7 @@ def test_stereo_scenes_can_be_used_for_validation(training_images, training_labe
         "scale": 1,
     }
     (tmp_path / "scenes/scenes.json").write_text(json.dumps([entry]))
-    config = small("release", steps=1, batch=1, micro_batch=0)
+    config = small("tiny", steps=1, batch=1, micro_batch=0)
     train(config, training_images, tmp_path / "run", "cpu", 0, training_labels,
           start="tiny", middlebury=tmp_path / "scenes")  # fmt: skip
     row = read_log(tmp_path / "run/log.jsonl")[-1]
@@ -251,5 +251,5 @@ def test_stereo_scenes_can_be_used_for_validation(training_images, training_labe
 
 def test_missing_start_weights_are_rejected_before_any_work(training_images, tmp_path):
     with pytest.raises(ValueError, match="no weights 'nope'"):
-        train(small("release"), training_images, tmp_path / "run", "cpu", start="nope")
+        train(small("tiny"), training_images, tmp_path / "run", "cpu", start="nope")
     assert not (tmp_path / "run").exists()

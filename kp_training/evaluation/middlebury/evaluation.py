@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kp_training.evaluation.disturbances import Disturbance, find_disturbances
 from kp_training.evaluation.image_pairs import (
     PairResult,
     load_usable,
@@ -22,16 +23,20 @@ from kp_training.evaluation.methods import REFERENCE, Engine, make_method
 from kp_training.evaluation.metrics import (
     METRICS,
     ROW_TOLERANCE,
+    STRONGEST,
+    UNCONSTRAINED,
     Value,
     at_pixels,
+    is_correct,
     match_errors,
     match_metrics,
     scene_metrics,
     stereo_metrics,
 )
 from kp_training.evaluation.reasons import listed
+from kp_training.evaluation.results import summary
 from kp_training.evaluation.scenes import Scene, load_scene
-from kp_training.evaluation.trust import Trust
+from kp_training.evaluation.trust import Trust, auc
 
 STEPS = 5  # points of the curves over the number of keypoints, doubling from one to the next
 
@@ -43,7 +48,8 @@ class MethodResults:
     `rows`: metrics. `errors`: signed disparity errors (pixels, where there is ground truth) of
     unconstrained matches in corresponding rows; `stereo_errors`: of published matches; `trust`:
     these with their standard deviation and confidence. `curves`:
-    for each number of keypoints, the metrics of the matches among the strongest ones.
+    for each number of keypoints, the metrics of the matches among the strongest ones. `disturbed`:
+    the unconstrained metrics of the scenes under each disturbance.
     """
 
     method: Method
@@ -52,6 +58,7 @@ class MethodResults:
     stereo_errors: dict[str, np.ndarray] = field(default_factory=dict)
     trust: dict[str, Trust] = field(default_factory=dict)
     curves: dict[int, dict[str, dict[str, Value]]] = field(default_factory=dict)
+    disturbed: dict[str, dict[str, dict[str, Value]]] = field(default_factory=dict)
     shown: tuple[PairResult, Published] | None = None
 
     def add(
@@ -72,6 +79,7 @@ class MethodResults:
         own_matches = result.matches if method.own_matcher else None
         self.rows[name] = {
             **scene_metrics(scene, result.first, result.second, own_matches),
+            **self._score_metrics(scene, result),
             **stereo_metrics(published.left_xy, published.disparity, scene.disparity),
             **self.trust[name].metrics(),
             "inference_ms": result.milliseconds,
@@ -80,9 +88,35 @@ class MethodResults:
         self.errors[name] = error[np.isfinite(error) & (rows_apart <= ROW_TOLERANCE)]
         self.stereo_errors[name] = self.trust[name].error
         for count in counts:
-            left, right = result.first.strongest(count), result.second.strongest(count)
-            among = PairResult(left, right, method.match(left, right), result.milliseconds)
-            self.curves.setdefault(count, {})[name] = match_metrics(scene, *among.places())
+            self.curves.setdefault(count, {})[name] = self._among(scene, result, count)
+
+    def _among(self, scene: Scene, result: PairResult, count: int) -> dict[str, Value]:
+        """Metrics of the matches among the strongest keypoints."""
+        left, right = result.first.strongest(count), result.second.strongest(count)
+        among = PairResult(left, right, self.method.match(left, right), result.milliseconds)
+        return match_metrics(scene, *among.places())
+
+    def _score_metrics(self, scene: Scene, result: PairResult) -> dict[str, Value]:
+        """`SCORES`. Keypoints are in the order of their scores; a match ranks as its weaker one."""
+        rows_apart, error = match_errors(scene.disparity, *result.places())
+        known = np.isfinite(error)
+        strength = -result.matches[known].max(1)
+        strongest = self._among(scene, result, STRONGEST)
+        return {
+            "score_auc": auc(strength, is_correct(rows_apart, error)[known]),
+            **{f"{n}_256": strongest[n] for n in ("disparity_accuracy", "correct_matches")},
+        }
+
+    def add_disturbed(self, scene: Scene, disturbance: Disturbance, seeded: bool) -> None:
+        """Measure a scene under a disturbance."""
+        images = disturbance.pair(scene.name, scene.left, scene.right)
+        left, right, matches, _ = run_method(self.method, images, seeded)
+        right = disturbance.undone(right, scene.right.shape)
+        if disturbance.degrees:  # some keypoints are gone
+            matches = self.method.match(left, right)
+        own_matches = matches if self.method.own_matcher else None
+        row = scene_metrics(scene, left, right, own_matches)
+        self.disturbed.setdefault(disturbance.name, {})[scene.name] = row
 
 
 @dataclass
@@ -108,6 +142,7 @@ def evaluate_middlebury(
     seeded: bool = False,
     engine: Engine = REFERENCE,
     show: str | None = None,
+    disturb: Sequence[str] = (),
 ) -> Evaluation:
     """Evaluate methods on all scenes of a folder.
 
@@ -121,10 +156,13 @@ def evaluate_middlebury(
         engine: backend and precision of the networks.
         show: scene of the report's pictures; None uses the first scene with a PFM map, or the
             first scene.
+        disturb: names of disturbances, see `find_disturbances`. The scenes are measured once more
+            under each of them.
 
     Raises:
-        ValueError: there is no usable scene, or a method or scene is unknown.
+        ValueError: there is no usable scene, or a method, scene or disturbance is unknown.
     """
+    disturbances = find_disturbances(disturb)
     found, skipped = find_scenes(folder)
     if show is not None and show not in [files.name for files in found]:
         raise ValueError(f"unknown scene {show!r}; scenes: {', '.join(f.name for f in found)}")
@@ -149,6 +187,8 @@ def evaluate_middlebury(
             of_method.add(scene, result, published, counts, scene.name in precise)
             if chosen:
                 of_method.shown = result, published
+            for disturbance in disturbances:
+                of_method.add_disturbed(scene, disturbance, seeded)
     if not scenes:
         raise ValueError(f"no usable scene in {folder}: {listed(skipped)}")
     if shown is None:
@@ -157,6 +197,8 @@ def evaluate_middlebury(
     protocol = pair_protocol(most, size, seeded, skipped, methods_of, matching=_matching(results))
     rows = {name: of_method.rows for name, of_method in results.items()}
     metrics = pair_metrics_file(scenes, METRICS, rows, protocol)
+    if disturbances:
+        metrics["disturbed"] = {d.name: _disturbed(d, results) for d in disturbances}
     return Evaluation(metrics, scenes, results, precise or list(scenes), shown)
 
 
@@ -164,3 +206,12 @@ def _matching(results: dict[str, MethodResults]) -> str:
     """Description of the matchers, for the protocol."""
     own = [name for name, of_method in results.items() if of_method.method.own_matcher]
     return "mutual nearest neighbours; own matcher: " + (", ".join(own) or "none")
+
+
+def _disturbed(disturbance: Disturbance, results: dict[str, MethodResults]) -> dict:
+    """The part of metrics.json about one disturbance."""
+    methods = {
+        name: summary(UNCONSTRAINED, of_method.disturbed[disturbance.name])
+        for name, of_method in results.items()
+    }
+    return {"what": disturbance.words, "methods": methods}

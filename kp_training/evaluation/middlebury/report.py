@@ -9,7 +9,7 @@ from kp_frontend.config import FrontendConfig
 from kp_training.evaluation import figures
 from kp_training.evaluation.method import OTHER_CORRELATION, OTHER_SIMILARITY
 from kp_training.evaluation.methods import NetworkMethod
-from kp_training.evaluation.metrics import KEYPOINTS, MATCHES, STEREO, TRUST
+from kp_training.evaluation.metrics import KEYPOINTS, MATCHES, SCORES, STEREO, TRUST
 from kp_training.evaluation.middlebury.evaluation import Evaluation
 from kp_training.evaluation.page import Page, shown
 from kp_training.evaluation.report_parts import (
@@ -73,7 +73,17 @@ def middlebury_report(evaluation: Evaluation) -> Page:
     page.items(_in_short(metrics))
     _study(page, evaluation)
     _means(page, metrics)
+    _disturbed(page, metrics)
     page.heading("By number of keypoints")
+    add_means(
+        page,
+        metrics,
+        SCORES,
+        "Score AUC: how well the rank of the weaker keypoint of a match, in the order of scores, "
+        "tells correct matches from wrong ones (0.5: not at all). Strongest 256: matches among the "
+        "256 strongest keypoints of each image. Mean ± standard deviation over scenes; best in "
+        "bold.",
+    )
     page.figure(
         figures.curves_figure(_curves(evaluation)),
         "Unconstrained matches among the strongest keypoints of each detection.",
@@ -164,6 +174,18 @@ def _means(page: Page, metrics: dict) -> None:
         "correlation of the images in each quarter of the window of at least "
         f"{OTHER_CORRELATION:g}. Best in bold.",
     )
+
+
+def _disturbed(page: Page, metrics: dict) -> None:
+    """Add one table for each disturbance, and first the same metrics without one."""
+    if "disturbed" not in metrics:
+        return
+    page.heading("Disturbed images")
+    page.text("Unconstrained matches on the same scenes with disturbed images.")
+    undisturbed = {"none": {"what": "not disturbed", "methods": metrics["methods"]}}
+    for name, found in (undisturbed | metrics["disturbed"]).items():
+        caption = f"{name}: {found['what']}. Mean ± standard deviation over scenes; best in bold."
+        add_means(page, found, (*MATCHES, *KEYPOINTS), caption)
 
 
 def _trust(page: Page, evaluation: Evaluation) -> None:
