@@ -65,7 +65,7 @@ def rgbd_image(
         kinds: the module `rtabmap_msgs.msg`.
 
     Raises:
-        ValueError: the array lengths of the features are inconsistent.
+        ValueError: the array lengths of the features are inconsistent, or there are no keypoints.
     """
     found = rtabmap_features(stereo_features(features))
     message = kinds.RGBDImage(header=features.header)

@@ -1,7 +1,8 @@
 """Converts features to the format of RTAB-Map. Does not need RTAB-Map.
 
-Checked against RTAB-Map 0.23.8 and the ros2 branch of rtabmap_ros: `rtabmap_msgs/RGBDImage` has
-`key_points`, `points` and `descriptors`, and `uncompressData` reads the latter.
+Checked against RTAB-Map 0.23.8 (5fad2d2) and the ros2 branch of rtabmap_ros (aec4f91):
+`rtabmap_msgs/RGBDImage` has `key_points`, `points` and `descriptors`, and `uncompressData` reads the
+latter.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class RtabmapFeatures:
 
     `keypoints` (N, 2) float32 pixels, `responses` (N,) float32, `points` (N, 3) float32 metres in
     the optical frame of the image, NaN without depth, `descriptors` the bytes that RTAB-Map's
-    `uncompressData` converts to a float32 matrix (N, D); empty without keypoints.
+    `uncompressData` converts to a float32 matrix (N, D).
     """
 
     keypoints: np.ndarray
@@ -34,8 +35,15 @@ class RtabmapFeatures:
 
 
 def rtabmap_features(features: StereoFeatures) -> RtabmapFeatures:
-    """Features of the left image. Each keypoint gets a point, as RTAB-Map requires."""
+    """Features of the left image. Each keypoint gets a point, as RTAB-Map requires.
+
+    Raises:
+        ValueError: there are no keypoints. If its first image has none, RTAB-Map detects its own,
+            and then rejects all of ours, because the sizes of the descriptors differ.
+    """
     left = features.left
+    if not len(left):
+        raise ValueError("the image has no keypoints")
     points = np.full((len(left), 3), np.nan, np.float32)
     known = np.isfinite(features.points).all(1)
     points[features.left_index[known]] = features.points[known]
@@ -43,7 +51,7 @@ def rtabmap_features(features: StereoFeatures) -> RtabmapFeatures:
         left.keypoints.astype(np.float32),
         left.scores.astype(np.float32),
         points,
-        compressed_matrix(left.descriptors) if len(left) else b"",
+        compressed_matrix(left.descriptors),
     )
 
 

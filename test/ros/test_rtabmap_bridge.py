@@ -70,13 +70,13 @@ def test_every_keypoint_has_a_point_and_a_descriptor(features):
     assert unknown[features.left_index[5]]
 
 
-def test_nothing_found_is_an_empty_message(features):
+def test_an_image_without_keypoints_is_not_for_rtabmap(features):
     left = features.left
     nothing = replace(left, **{name: value[:0] for name, value in vars(left).items()})
     empty = replace(features, left=nothing, left_index=features.left_index[:0],
                     points=features.points[:0])  # fmt: skip
-    found = rtabmap_features(empty)
-    assert len(found.keypoints) == len(found.points) == 0 and found.descriptors == b""
+    with pytest.raises(ValueError, match="no keypoints"):
+        rtabmap_features(empty)
 
 
 def test_the_trailer_is_little_endian():
