@@ -1,8 +1,8 @@
 """Converts features to the format of RTAB-Map. Does not need RTAB-Map.
 
-Checked against RTAB-Map 0.23.8 (5fad2d2) and the ros2 branch of rtabmap_ros (aec4f91):
-`rtabmap_msgs/RGBDImage` has `key_points`, `points` and `descriptors`, and `uncompressData` reads the
-latter.
+Checked against RTAB-Map 0.23.8 (5fad2d2) and the ros2 branch of rtabmap_ros (aec4f91).
+`rtabmap_msgs/RGBDImage` has `key_points`, `points` and `descriptors`; `uncompressData` reads the
+descriptors.
 """
 
 from __future__ import annotations
