@@ -18,7 +18,8 @@ class Observations:
     """Points of one pair, one row per point.
 
     `points` (N, 3) metres in the left rectified optical frame, `pixels` (N, 2) their projections in
-    the left rectified image, `disparity` (N,) pixels with infinity at 0, `sigma` and
+    the left rectified image, `disparity` (N,) pixels with infinity at 0, corrected by `offset`
+    (pixels) as the points are, `sigma` and
     `disparity_sigma` (N,) pixels, `tracks` (N,) int64 track ids of the front end, 0 for none,
     `descriptors` (N, D) unit vectors, `ids` (N,) int64 ids of the odometry, -1 until assigned.
     """
@@ -31,24 +32,36 @@ class Observations:
     tracks: np.ndarray
     descriptors: np.ndarray
     ids: np.ndarray
+    offset: float = 0.0
 
     def __len__(self) -> int:
         return len(self.points)
 
 
 def observe(
-    features: StereoFeatures, camera: StereoCalibration, config: OdometryConfig
+    features: StereoFeatures,
+    camera: StereoCalibration,
+    config: OdometryConfig,
+    offset: float = 0.0,
 ) -> tuple[Observations, dict[str, int]]:
     """Select the usable points of a pair.
 
     Pixels are computed from the points, because keypoints of raw images are not rectified.
+
+    Args:
+        offset: constant error of the disparities, pixels.
 
     Returns:
         The observations, and the number of skipped or changed matches by reason.
     """
     given = np.asarray(features.points, np.float64).reshape(-1, 3)
     good: np.ndarray = np.isfinite(given).all(1) & (given[:, 2] > 0)
+    disparity = np.zeros(len(given))
+    disparity[good] = camera.fx * camera.baseline / given[good, 2] - offset
+    good &= disparity > 0
     row, points = np.asarray(features.left_index, np.int64)[good], given[good]
+    disparity = disparity[good]
+    points *= (camera.fx * camera.baseline / disparity / points[:, 2])[:, None]
     x, y, z = points.T
     pixels = np.column_stack([x / z * camera.fx + camera.cx, y / z * camera.fy + camera.cy])
     tracks = features.left.track_ids[row].astype(np.int64)
@@ -57,15 +70,13 @@ def observe(
     found = Observations(
         points,
         pixels,
-        camera.fx * camera.baseline / z,
+        disparity,
         _known(features.left.sigma[row], config.position_sigma),
-        np.hypot(
-            _known(features.disparity_sigma[good], config.disparity_sigma),
-            config.calibration_sigma,
-        ),
+        _known(features.disparity_sigma[good], config.disparity_sigma),
         tracks,
         features.left.descriptors[row],
         np.full(len(points), -1, np.int64),
+        offset,
     )
     return found, {"without depth": int((~good).sum()), "repeated track id": int(repeated.sum())}
 

@@ -22,6 +22,7 @@ from kp_frontend.odometry.motion import (
     project,
 )
 from kp_frontend.odometry.observations import Observations, link, observe
+from kp_frontend.odometry.offset import DisparityOffset
 from kp_frontend.odometry.state import (
     State,
     given_out,
@@ -116,7 +117,8 @@ class StereoOdometry:
     of a window are refined together with their landmarks. If the motion cannot be estimated, the
     pose is predicted with constant velocity and the status is `PREDICTED`.
 
-    `counts` is the number of skipped or repaired inputs since the start, by reason.
+    `counts` is the number of skipped or repaired inputs since the start, by reason. `offset` is the
+    estimated constant error of the disparities.
 
     Raises:
         ValueError: the config needs PoseLib or GTSAM, which is not installed.
@@ -128,11 +130,13 @@ class StereoOdometry:
         if self.config.smoothing:
             _need_gtsam()
         self.counts: Counter[str] = Counter()
+        self.offset = DisparityOffset(self.config.calibration_sigma)
         self.reset()
 
     def reset(self) -> None:
-        """Restart at the origin with the next pair. `counts` is kept."""
+        """Restart at the origin with the next pair. `counts` and `offset` are kept."""
         self._next_id = 0
+        self.offset.restart()
         self._last: State | None = None
         self._keyframe: _Keyframe | None = None
         self._lost_from: _Keyframe | None = None  # the keyframe before the motion was lost
@@ -163,11 +167,12 @@ class StereoOdometry:
         camera, size = features.calibration, (features.width, features.height)
         if camera is None:
             return self._without_motion("no calibration", stamp, None)
-        now, left_out = observe(features, camera, self.config)
+        now, left_out = observe(features, camera, self.config, self.offset.value)
         self.counts.update(left_out)
         keyframe, last = self._keyframe, self._last
         if keyframe is not None and (camera, size) != (keyframe.camera, keyframe.size):
             reason = self._break("calibration changed", stamp, last)
+            self.offset = DisparityOffset(self.config.calibration_sigma)
             keyframe = None
         fresh = _Keyframe(stamp, now, camera, size, np.eye(4), np.eye(6))
         if keyframe is None or last is None:
@@ -182,6 +187,7 @@ class StereoOdometry:
         """Restart from the current pose at another time, without the points so far."""
         self.counts[reason] += 1
         self._keyframe = self._lost_from = self._smoother = None
+        self.offset.restart()
         if last is not None:
             later = predict(last, last.stamp + int(1e9 * self.config.max_gap), self.config)
             # The velocity from here on is unknown.
@@ -275,8 +281,17 @@ class StereoOdometry:
         now.ids[found.now[motion.inliers]] = before.ids[found.before[motion.inliers]]
         self._number(now)
         self._keyframe = fresh
-        if not self.config.smoothing:
-            return ""
+        note = self._smooth(found, fresh) if self.config.smoothing else ""
+        self.offset.add(now, fresh.pose, fresh.camera)
+        return note
+
+    def _smooth(self, found: _Link, fresh: _Keyframe) -> str:
+        """Refine the pose and the points of a new keyframe.
+
+        Returns:
+            The reason if the smoother failed, else an empty string.
+        """
+        before, now, motion = found.keyframe.observations, fresh.observations, found.motion
         from kp_frontend.odometry.smoother import KeyframeSmoother, SmootherFailed
 
         if self._smoother is None:
@@ -323,6 +338,7 @@ class StereoOdometry:
             fresh.pose, fresh.covariance = state.pose, state.covariance
             self._number(fresh.observations)
             self._keyframe, self._smoother = fresh, None
+            self.offset.restart()
         self._last = state
         return self._estimate(state, Status.STARTED if started else Status.PREDICTED, reason)
 

@@ -171,6 +171,8 @@ class OdometryWorker:
                 "latency_ms_max": round(float(took.max()), 2),
                 "inliers": float(np.median(inliers)),
                 "landmarks": float(np.median(landmarks)),
+                "disparity_offset_px": round(self._odometry.offset.value, 3),
+                "disparity_offset_sigma_px": round(self._odometry.offset.sigma, 3),
             }
         last = self._last
         lost = last is not None and last.status not in (Status.TRACKING, Status.STARTED)
