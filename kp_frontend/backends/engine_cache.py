@@ -85,7 +85,7 @@ class EngineCache:
         key: Mapping[str, str],
         build: Callable[[], bytes],
         load: Callable[[bytes], T],
-        duration: str = "some seconds",
+        duration: str | None = None,
     ) -> T:
         """The engine of a key, loaded from disk or built.
 
@@ -93,7 +93,7 @@ class EngineCache:
             key: everything that the engine depends on, as text, including `backend`.
             build: builds the serialised engine.
             load: loads and checks it; raises `RuntimeError` if it must not be used.
-            duration: how long `build` takes, for the log.
+            duration: how long `build` takes, which is logged; None if it is not worth a message.
 
         Raises:
             RuntimeError: a newly built engine fails the check.
@@ -104,10 +104,13 @@ class EngineCache:
                 return load(stored)
             except RuntimeError as error:
                 log.warning("%s cannot be used, rebuilding the engine: %s", self.path(key), error)
-        log.info(
-            "building an engine for the backend %s takes %s; it is stored in %s for later starts",
-            key["backend"], duration, self.folder,
-        )  # fmt: skip
+        if duration is not None:
+            log.info(
+                "building the engine of backend %s takes %s; it is stored in %s for later starts",
+                key["backend"],
+                duration,
+                self.folder,
+            )
         built = build()
         ready = load(built)
         self.write(key, built)

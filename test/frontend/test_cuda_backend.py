@@ -6,10 +6,14 @@ import dataclasses
 import logging
 import os
 import re
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from kp_frontend.backends import BackendOptions, compilation, cuda_backend, cuda_graph, make_backend
 from kp_frontend.backends.agreement import agreement, check_images, reference
@@ -95,6 +99,70 @@ class FakeCompiler:
             return step(*inputs) * (0 if self.wrong else 1)
 
         return run
+
+
+class Recorded(TorchDispatchMode):
+    """Stands for a CUDA graph: records operations, and repeats them on the same tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[tuple] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.steps.append((func, args, kwargs or {}, result))
+        return result
+
+    @torch.inference_mode()
+    def replay(self) -> None:
+        for func, args, kwargs, result in self.steps:
+            again = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                old.copy_(new)
+
+
+@pytest.fixture
+def cpu_graph(monkeypatch):
+    """`CudaGraphStep` with the CPU in the place of the GPU."""
+
+    def on_cpu(make):
+        def call(*args, pin_memory=False, device=None, **kwargs):
+            return make(*args, **kwargs)
+
+        return call
+
+    for name in ("zeros", "empty"):
+        monkeypatch.setattr(torch, name, on_cpu(getattr(torch, name)))
+    stream = SimpleNamespace(synchronize=lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: graph)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self.clone())
+
+
+def test_a_captured_step_sees_the_inputs_of_each_call(cpu_graph):
+    """Inputs of odd sizes and several types, through the buffers of host and device."""
+
+    def step(images, settings, rows, bits):
+        left, right = images.float().sum((1, 2))
+        return torch.stack([left, right]), settings * rows.sum(), rows[:, 0].int(), bits + 1
+
+    def inputs(seed: int) -> tuple[torch.Tensor, ...]:
+        torch.manual_seed(seed)
+        images = torch.randint(0, 255, (2, 5, 7), dtype=torch.uint8)
+        return images, torch.randn(11), torch.randn(3, 5), torch.randint(9, (1,), dtype=torch.int32)
+
+    like = [result.numpy() for result in step(*inputs(0))]
+    captured = cuda_graph.CudaGraphStep(Packed(step), inputs(0), like)
+    results = []
+    for seed in (1, 2):
+        images, *others = (tensor.numpy() for tensor in inputs(seed))
+        results.append(captured((images[0], images[1]), *others))
+        for found, expected in zip(results[-1], step(*inputs(seed)), strict=True):
+            np.testing.assert_array_equal(found, expected.numpy())
+    assert (results[0][0] != results[1][0]).all()  # a result is the caller's to keep
 
 
 def test_results_leave_as_one_vector_and_come_back():

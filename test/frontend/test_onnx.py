@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import functools
 import json
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ import torch
 
 from kp_frontend.backends import BackendOptions, backend_module, onnx_graph, tensorrt_backend
 from kp_frontend.backends.agreement import check_inputs, reference
+from kp_frontend.backends.cuda_graph import unpacked
 from kp_frontend.backends.tensorrt_library import Library, installed, library
 from kp_frontend.cli import main
 from kp_frontend.config import FrontendConfig
@@ -226,6 +229,71 @@ def test_the_engine_comes_from_a_file_or_the_parser(pipeline, tmp_path, monkeypa
     monkeypatch.setattr(onnx_graph, "unavailable", lambda: "not installed: onnx")
     with pytest.raises(RuntimeError, match="not installed: onnx; or set `engine`"):
         tensorrt_backend.choose_source(pipe, example, BackendOptions(), fake)
+
+
+class FakeEngine:
+    """An engine with outputs in another order than the pipeline's, which doubles its inputs."""
+
+    names = ("scores", "xy", "images", "settings")
+
+    def __init__(self) -> None:
+        self.num_io_tensors = len(self.names)
+        self.addresses: dict[str, int] = {}
+
+    def get_tensor_name(self, i: int) -> str:
+        return self.names[i]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "in" if name in ("images", "settings") else "out"
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return {"images": (2, 4, 4), "settings": (3,), "xy": (2, 4, 4), "scores": (3,)}[name]
+
+    def create_execution_context(self) -> FakeEngine:
+        return self
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self.addresses[name] = address
+
+    def execute_async_v3(self, stream: int) -> bool:
+        for source, result in (("images", "xy"), ("settings", "scores")):
+            shape, kind = self.get_tensor_shape(source), ctypes.c_float
+            count = int(np.prod(shape))
+            given, out = (
+                np.ctypeslib.as_array((kind * count).from_address(self.addresses[name]))
+                for name in (source, result)
+            )
+            out[:] = 2 * given
+        return True
+
+
+def test_results_of_an_engine_are_found_by_name(monkeypatch):
+    """A TensorRT engine need not have the pipeline's order."""
+    engine = FakeEngine()
+    mode = SimpleNamespace(INPUT="in")
+    fake = SimpleNamespace(load=lambda _: engine, api=SimpleNamespace(TensorIOMode=mode))
+
+    class Step:  # in the place of a captured graph
+        def __init__(self, step, example, like) -> None:
+            self.step, self.like = step, like
+
+        def __call__(self, *inputs):
+            return unpacked(self.step(*map(torch.from_numpy, inputs)).numpy(), self.like)
+
+    monkeypatch.setattr(tensorrt_backend, "CudaGraphStep", Step)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    stream = SimpleNamespace(cuda_stream=0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    inputs = np.arange(32, dtype=np.float32).reshape(2, 4, 4), np.ones(3, np.float32)
+    example = tuple(map(torch.from_numpy, inputs))
+    make = functools.partial(tensorrt_backend.TensorRtBackend, fake, b"", example)
+    backend = make(inputs, ["xy", "scores"], "fp16")
+    for found, given in zip(backend(*inputs), inputs, strict=True):
+        np.testing.assert_array_equal(found, 2 * given)
+    with pytest.raises(RuntimeError, match="other outputs: scores, xy"):
+        make(inputs, ["xy", "places"], "fp16")
+    with pytest.raises(RuntimeError, match="other shapes"):
+        make(inputs[::-1], ["xy", "scores"], "fp16")
 
 
 def test_tensorrt_is_left_out_with_a_reason(monkeypatch):
