@@ -139,8 +139,7 @@ def centroid(heat: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         Offset of the centroid from the pixel (B, K, 2), and the heat in the window (B, K).
     """
     window, offsets = heat_windows(heat, pixels)
-    total = window.sum(-1)
-    return window @ offsets / total.clamp(min=1e-9)[..., None], total
+    return _weighted_mean(window, offsets), window.sum(-1)
 
 
 def heat_windows(heat: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,6 +156,13 @@ def heat_windows(heat: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return window, torch.stack([dx, dy], -1).to(heat.dtype) - r
 
 
+def _weighted_mean(window: Tensor, offsets: Tensor) -> Tensor:
+    """Mean of offsets (25, 2) with the weights of windows (B, K, 25), (B, K, 2)."""
+    # No matrix product: an engine may use half precision for that.
+    sums = [(window * way).sum(-1) for way in offsets.unbind(-1)]
+    return torch.stack(sums, -1) / window.sum(-1).clamp(min=1e-9)[..., None]
+
+
 def located(heat: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Sub-pixel position (B, K, 2) and score (B, K) of the keypoint at each pixel.
 
@@ -165,7 +171,7 @@ def located(heat: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     same ones.
     """
     window, offsets = heat_windows(heat, pixels)
-    centre = window @ offsets / window.sum(-1).clamp(min=1e-9)[..., None]
+    centre = _weighted_mean(window, offsets)
     apart = (offsets[:, 0] - centre[..., :1]).square() + (offsets[:, 1] - centre[..., 1:]).square()
     score = SCALE * (window * torch.exp(apart * (-0.5 / SPREAD**2))).sum(-1)
     return pixels.to(heat.dtype) + centre, score

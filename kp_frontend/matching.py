@@ -6,11 +6,13 @@ without a match has index -1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kp_frontend.sampling import sampling_grid
+from kp_frontend.sampling import grid_scale, sampling_grid
 
 FAR = 1e6  # where rows without a keypoint are put, pixels
 PATCH_RADIUS = 4  # of the window compared by the disparity refinement, pixels
@@ -43,15 +45,33 @@ def mutual_nearest(
     return torch.where(good, column, -1), best
 
 
+def permitted(left: Tensor, right: Tensor, limits: Tensor) -> Tensor:
+    """Whether rectified places (..., 2) of a pair may belong to one point, (...).
+
+    Args:
+        limits: row tolerance, smallest and largest disparity, pixels; more is ignored.
+    """
+    (left_x, left_y), (right_x, right_y) = left.unbind(-1), right.unbind(-1)
+    row_tolerance, smallest, largest = limits[0], limits[1], limits[2]
+    rows_apart = (left_y - right_y).abs() - row_tolerance
+    middle, half = (largest + smallest) / 2, (largest - smallest) / 2
+    off_range = (left_x - middle - right_x).abs() - half
+    return torch.maximum(rows_apart, off_range) <= 0
+
+
 def match_stereo(
-    xy: Tensor, valid: Tensor, descriptors: Tensor, limits: Tensor, with_margin: bool = True
+    xy: Sequence[Tensor] | Tensor,
+    valid: Sequence[Tensor] | Tensor,
+    descriptors: Sequence[Tensor] | Tensor,
+    limits: Tensor,
+    with_margin: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Match the keypoints of a rectified pair.
 
     Args:
-        xy: (2, K, 2) positions in the left and right image, rectified pixels.
-        valid: (2, K) bool.
-        descriptors: (2, K, D), unit length.
+        xy: positions (K, 2) in the left and in the right image, rectified pixels.
+        valid: of the left and the right image, (K,) bool each.
+        descriptors: of both, (K, D), unit length.
         limits: (5,) row tolerance, smallest and largest disparity (pixels), lowest similarity,
             margin to the second best.
         with_margin: whether to apply the margin; without it matching is faster.
@@ -59,14 +79,10 @@ def match_stereo(
     Returns:
         Right row of each left row or -1, (K,) int64, and the similarity, (K,).
     """
-    row_tolerance, smallest, largest = limits[0], limits[1], limits[2]
     # Invalid rows go out of everyone's reach, to different places on the left and on the right.
-    left_x, left_y = torch.where(valid[0, :, None], xy[0], FAR).unbind(-1)
-    right_x, right_y = torch.where(valid[1, :, None], xy[1], -FAR).unbind(-1)
-    rows_apart = (left_y[:, None] - right_y).abs() - row_tolerance
-    middle, half = (largest + smallest) / 2, (largest - smallest) / 2
-    off_range = ((left_x - middle)[:, None] - right_x).abs() - half
-    allowed = torch.maximum(rows_apart, off_range) <= 0
+    left = torch.where(valid[0][:, None], xy[0], FAR)
+    right = torch.where(valid[1][:, None], xy[1], -FAR)
+    allowed = permitted(left[:, None], right, limits)
     margin = limits[4] if with_margin else None
     return mutual_nearest(descriptors[0] @ descriptors[1].T, allowed, limits[3], margin)
 
@@ -104,53 +120,52 @@ def windows(
 ) -> Tensor:
     """Bilinear windows (K, 2 * rows + 1, 2 * columns + 1) of an image (H, W) around pixels (K, 2).
 
-    `steps` (K, 2, 2) are the ways in the image from one column and one row of a window to the
-    next, as columns; None for whole pixels.
+    `steps` are the ways in the image from one column and one row of a window to the next, as the
+    columns of matrices (K, 2, 2), or scales (K,); None for whole pixels.
     """
     y = torch.arange(-rows, rows + 1, device=image.device, dtype=image.dtype)
     x = torch.arange(-columns, columns + 1, device=image.device, dtype=image.dtype)
-    offsets = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
-    if steps is not None:
-        along, down = (steps[:, None, None, :, i] for i in range(2))
+    # Four axes throughout: engines give three another order in memory, and copy.
+    offsets = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(1, 1, -1, 2)
+    scale = grid_scale(image.shape, image)
+    if steps is None:
+        offsets = offsets * scale
+    elif steps.ndim == 1:
+        offsets = offsets * scale * steps[None, :, None, None]
+    else:
+        along, down = (scale * steps[None, :, None, :, i] for i in range(2))
         offsets = offsets[..., :1] * along + offsets[..., 1:] * down
-    grid = sampling_grid(centre[:, None, None] + offsets, *image.shape)
-    found = F.grid_sample(
-        image[None, None], grid.flatten(1, 2)[None], "bilinear", "border", align_corners=False
-    )
+    grid = sampling_grid(centre, *image.shape)[None, :, None] + offsets
+    found = F.grid_sample(image[None, None], grid, "bilinear", "border", align_corners=False)
     return found.reshape(-1, 2 * rows + 1, 2 * columns + 1)
 
 
-def normalised(window: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Windows (K, h, w) with zero mean and unit variance, and the spread (K, 1, 1) they had.
-
-    `weight` (h, w), with mean 1, is the weight of each pixel; None weighs all alike.
-    """
-
-    def mean(values: Tensor) -> Tensor:
-        return (values if weight is None else weight * values).mean((1, 2), keepdim=True)
-
-    centred = window - mean(window)
-    spread = mean(centred.square()).sqrt().clamp(min=1.0)
-    return centred / spread, spread
-
-
 def quarter_correlation(left: Tensor, right: Tensor, noise: Tensor) -> Tensor:
-    """Lowest normalised correlation of the four quarters of windows (K, 9, 9), (K,).
+    """Lowest normalised correlation of the four quarters of windows (K, 81), (K,).
 
     At a depth edge the window moves as a whole with one side and the quarters on the other side
     disagree, though the whole may correlate well.
 
     Args:
-        noise: (K, 1, 1) variance of what is not to be seen as structure, so that flat quarters
+        left, right: of zero mean and unit variance, or about so.
+        noise: (K,) variance of what is not to be seen as structure, so that flat quarters
             are alike.
     """
-    side = PATCH_RADIUS + 1
-    quarters = (
-        window.unfold(1, side, PATCH_RADIUS).unfold(2, side, PATCH_RADIUS).flatten(3).flatten(1, 2)
-        for window in (left, right)
+    a, b, aa, bb, ab = (
+        _quarter_means(values) for values in (left, right, left * left, right * right, left * right)
     )
-    a, b = (quarter - quarter.mean(-1, keepdim=True) for quarter in quarters)
-    noise = noise.flatten(1)
-    together = (a * b).mean(-1) + noise
-    alone = (a.square().mean(-1) + noise) * (b.square().mean(-1) + noise)
+    noise = noise[:, None]
+    together = ab - a * b + noise
+    alone = (aa - a * a + noise) * (bb - b * b + noise)
     return (together / alone.sqrt()).amin(1)
+
+
+def _quarter_means(values: Tensor) -> Tensor:
+    """Means (K, 4) over the quarters of windows (K, 81), which share the middle lines."""
+    # Sums over all pixels with weights: engines are slow at sums over a part of them.
+    line = torch.arange(2 * PATCH_RADIUS + 1, device=values.device)
+    halves = [half.to(values.dtype) for half in (line <= PATCH_RADIUS, line >= PATCH_RADIUS)]
+    weights = [(rows[:, None] * columns).flatten() for rows in halves for columns in halves]
+    return (
+        torch.stack([(values * weight).sum(1) for weight in weights], 1) / (PATCH_RADIUS + 1) ** 2
+    )

@@ -17,19 +17,26 @@ from torch.nn import functional as F
 
 from kp_frontend.config import FrontendConfig
 from kp_frontend.detection import heatmap, keypoints
-from kp_frontend.matching import match_stereo
+from kp_frontend.matching import match_stereo, permitted
 from kp_frontend.network import STRIDE, KeypointNetwork
 from kp_frontend.recovery import (
+    NEAR,
     RIGHT_CORRELATION,
     Found,
+    Keypoints,
     Known,
+    expected_right,
     find_known,
+    heat_score,
     inside_border,
+    kept_windows,
     merge,
+    merge_right,
 )
 from kp_frontend.rectification import rectify
 from kp_frontend.refinement import Refined, refine_disparity
 from kp_frontend.registration import stored_windows
+from kp_frontend.sampling import channels_last_map
 from kp_frontend.uncertainty import (
     Uncertainty,
     centred_rows,
@@ -53,6 +60,23 @@ class TrackResults(NamedTuple):
     stored: np.ndarray  # (K, PATCH_SIDE, PATCH_SIDE) windows by which to find it again
     scale: np.ndarray  # (K,) how large that window is in this image
     expected: np.ndarray  # (R, 2) pixels, where each known point was expected
+
+
+class Matches(NamedTuple):
+    """Stereo matches of the left keypoints, K rows.
+
+    `right` the keypoints of the right image; `row` (K,) the right row or -1; `similarity` (K,);
+    `refined`; `places` (K, 2) rectified left positions. `sought` (K,) bool, points of tracks
+    without a match by descriptor, and `xy` (K, 2), the right position after the refinement.
+    """
+
+    right: Keypoints
+    row: Tensor
+    similarity: Tensor
+    refined: Refined
+    places: Tensor
+    sought: Tensor
+    xy: Tensor
 
 
 class PipelineResults(NamedTuple):
@@ -141,16 +165,15 @@ class StereoPipeline(nn.Module):
 
     def _detected(self, grey: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Describe]:
         """The same, the heat (B, H, W), and what describes other pixels of an image by number."""
-        logits, features = self.network(F.pad(grey, self.pad, mode="replicate"))
+        logits, (coarse, fine) = self.network(F.pad(grey, self.pad, mode="replicate"))
         heat = heatmap(logits)
         xy, scores = keypoints(heat, self.size, self.count, self.radius, self.border)
+        maps = channels_last_map(coarse), channels_last_map(fine)
 
         def describe(side: int, xy: Tensor) -> Tensor:
-            coarse, fine = features
-            of_side = coarse[side : side + 1], fine[side : side + 1]
-            return self.network.describe(of_side, xy[None])[0]
+            return self.network.describe_at(maps, xy[None], side)[0]
 
-        return xy, scores, self.network.describe(features, xy), heat, describe
+        return xy, scores, self.network.describe_at(maps, xy), heat, describe
 
     def forward(self, images: Tensor, settings: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """Run on one pair.
@@ -165,150 +188,153 @@ class StereoPipeline(nn.Module):
             The tensors of `PipelineResults`, without `places` where the images are rectified, and
             without those of tracks where points are not tracked.
         """
-        grey = images.float()[:, None]
+        grey = images.float()
         maps = others[-1] if self.raw else None
-        xy, scores, descriptors, heat, describe = self._detected(grey)
-        places, steps = xy, None
+        xy, scores, descriptors, heat, describe = self._detected(grey[:, None])
         if maps is not None:
-            xy, scores, descriptors, places, steps = self._rectified(xy, scores, descriptors, maps)
+            xy, scores, descriptors = self._inside(xy, scores, descriptors, maps)
         scores = scores * (scores > settings[0])
+        left, right = (Keypoints(xy[i], scores[i], descriptors[i]) for i in range(2))
         tracks: tuple[Tensor, ...] = ()
+        expected, windows = None, None
         if self.tracked:
             known = Known(*others[:3])
-            detections = (xy, scores, descriptors)
-            xy, scores, descriptors, tracks = self._continued(
-                grey, known, detections, heat, describe, settings, maps
-            )
-            places = xy
-            if maps is not None:
-                places, steps, _ = rectify(xy, maps)
-        right_row, similarity = match_stereo(
-            places, scores > 0, descriptors, settings[1:6], self.with_margin
-        )
-        refined = self._refined(grey, xy, places, steps, right_row)
-        confidence, sigma = self._judged(refined, places, scores, right_row, similarity)
-        trusted = (refined.correlation >= settings[8]) & (confidence >= settings[10])
-        right_row = torch.where(trusted, right_row, -1)
+            found = self._found(grey[0], left, known, describe, settings, maps)
+            left, row = merge(found, heat[0], left, settings[9])
+            windows = stored_windows(grey[0], left.xy)
+            tracks = (row.int(), *kept_windows(found, known, row, windows), found.expected)
+            expected = expected_right(known, row, left.xy)
+        matches = self._matched(grey, left, right, expected, windows, settings, maps)
+        if expected is not None:
+            matches = self._matched_again(matches, left, heat[1], describe, settings, maps)
+        right = matches.right
+        places = torch.stack([matches.places, _rectified(right.xy, maps, 1)[0]])
+        scores = torch.stack([left.scores, right.scores])
+        confidence, sigma = self._judged(matches, places, scores)
+        trusted = (matches.refined.correlation >= settings[8]) & (confidence >= settings[10])
         # Indices leave as int32: 64 bits would make some engines convert them.
-        matches = (right_row.int(), similarity, refined.disparity, sigma, confidence)
-        results = (xy, scores, descriptors, self._point_sigma(heat, xy, scores), *matches)
+        right_row = torch.where(trusted, matches.row, -1).int()
+        xy, descriptors = (
+            torch.stack([left.xy, right.xy]),
+            torch.stack([left.descriptors, right.descriptors]),
+        )
+        results = (
+            *(xy, scores, descriptors, self._point_sigma(heat, xy, scores)),
+            *(right_row, matches.similarity, matches.refined.disparity, sigma, confidence),
+        )
         return (*results, *(() if maps is None else (places,)), *tracks)
 
-    def _continued(
+    def _found(
+        self,
+        image: Tensor,
+        left: Keypoints,
+        known: Known,
+        describe: Describe,
+        settings: Tensor,
+        maps: Tensor | None,
+    ) -> Found:
+        """Known points in the left image."""
+        limits = settings[6:8]
+        found = find_known(
+            image, lambda places: describe(0, places), left, known, limits, self.border
+        )
+        inside = _rectified(found.xy, maps, 0)[2]
+        return found if inside is None else found._replace(here=found.here & inside)
+
+    def _matched(
         self,
         grey: Tensor,
-        known: Known,
-        detections: tuple[Tensor, Tensor, Tensor],
+        left: Keypoints,
+        right: Keypoints,
+        expected: tuple[Tensor, Tensor] | None,
+        windows: Tensor | None,
+        settings: Tensor,
+        maps: Tensor | None,
+    ) -> Matches:
+        """Matches of the keypoints by descriptor, refined.
+
+        Where there is none near the expected position, by `expected_right`, the refinement starts
+        from that.
+        """
+        places, steps, _ = _rectified(left.xy, maps, 0)
+        row, similarity = match_stereo(
+            (places, _rectified(right.xy, maps, 1)[0]),
+            (left.scores > 0, right.scores > 0),
+            (left.descriptors, right.descriptors),
+            settings[1:6],
+            self.with_margin,
+        )
+        sought, start = torch.zeros_like(row, dtype=torch.bool), right.xy[row.clamp(min=0)]
+        if expected is not None:
+            off = (start - expected[1]).abs().amax(1)
+            sought = expected[0] & ((row < 0) | (off > NEAR))
+            row = torch.where(sought, -1, row)
+            start = torch.where(sought[:, None], expected[1], start)
+        start_places, right_steps, _ = _rectified(start, maps, 1)
+        coarse = places[:, 0] - start_places[:, 0]
+        if maps is not None:
+            windows = None  # they are to be what the rectified image would show
+        refined = refine_disparity(
+            grey[0], grey[1], left.xy, start, (steps, right_steps), coarse, windows
+        )
+        shift = refined.shift
+        if right_steps is not None:
+            shift = (right_steps @ shift[..., None])[..., 0]
+        return Matches(right, row, similarity, refined, places, sought, start + shift)
+
+    def _matched_again(
+        self,
+        matches: Matches,
+        left: Keypoints,
         heat: Tensor,
         describe: Describe,
         settings: Tensor,
         maps: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-        """Detections of both images and the known points that are found again.
-
-        Returns:
-            Positions (2, K, 2), scores (2, K), descriptors (2, K, D), and of tracks what
-            `PipelineResults` has.
-        """
-        xy, scores, descriptors = detections
-        left, right = ((xy[i], scores[i], descriptors[i]) for i in range(2))
-        found = find_known(
-            grey[0, 0],
-            lambda places: describe(0, places),
-            (left[0], left[1] > 0, left[2]),
-            known,
-            settings[6:8],
-            self.border,
-        )
-        if maps is not None:
-            found = found._replace(here=found.here & rectify(found.xy[None], maps[:1])[2][0])
-        *new_left, row = merge(found, heat[0], left, settings[9])
-        known_row = row.clamp(min=0)
-        kept = (row >= 0) & found.kept[known_row]
-        stored = torch.where(
-            kept[:, None, None], known.stored[known_row], stored_windows(grey[0, 0], new_left[0])
-        )
-        scale = torch.where(kept, found.scale[known_row], 1.0)
-        seen_right = self._right_again(grey, new_left[0], row, known, describe, maps)
-        *new_right, _ = merge(seen_right, heat[1], right, torch.ones_like(settings[9]))
-        merged = [torch.stack(pair) for pair in zip(new_left, new_right, strict=True)]
-        return merged[0], merged[1], merged[2], (row.int(), stored, scale, found.expected)
-
-    def _right_again(
-        self,
-        grey: Tensor,
-        left_xy: Tensor,
-        row: Tensor,
-        known: Known,
-        describe: Describe,
-        maps: Tensor | None,
-    ) -> Found:
-        """Known points in the right image: registered from where they are expected.
-
-        Args:
-            row: (K,) the known row of each left keypoint or -1.
-        """
-        rows = known.rows[row.clamp(min=0)]
-        guess = left_xy + rows[:, 4:6]
-        steps: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
-        if maps is not None:
-            steps_left = rectify(left_xy[None], maps[:1])[1][0]
-            steps = (steps_left, rectify(guess[None], maps[1:])[1][0])
-        zero = torch.zeros_like(guess[:, 0])
-        refined = refine_disparity(grey[0, 0], grey[1, 0], left_xy, guess, steps, zero)
-        moved = refined.shift
-        if steps[1] is not None:
-            moved = (steps[1] @ moved[..., None])[..., 0]
-        xy = guess + moved
-        here = (row >= 0) & (rows[:, 7] > 1) & (refined.correlation >= RIGHT_CORRELATION)
+    ) -> Matches:
+        """The matches, and those of known points that were sought and found."""
+        xy, refined = matches.xy, matches.refined
+        places, _, inside = _rectified(xy, maps, 1)
+        descriptors = describe(1, xy)
+        similarity = (left.descriptors * descriptors).sum(1)
+        here = matches.sought & (refined.correlation >= RIGHT_CORRELATION)
+        here = here & permitted(matches.places, places, settings[1:4]) & (similarity >= settings[4])
         here = here & inside_border(xy, self.size, self.border)
-        if maps is not None:
-            here = here & rectify(xy[None], maps[1:])[2][0]
-        return Found(xy, here, torch.full_like(row, -1), here, zero, describe(1, xy), xy)
+        if inside is not None:
+            here = here & inside
+        found = Keypoints(xy, heat_score(heat, xy) * here, descriptors)
+        right, row = merge_right(found, matches.right, matches.row)
+        return matches._replace(
+            right=right,
+            row=row,
+            similarity=torch.where(matches.sought, similarity, matches.similarity),
+            # The right keypoint is where the refinement ended.
+            refined=refined._replace(
+                shift=torch.where(matches.sought[:, None], 0.0, refined.shift)
+            ),
+        )
 
-    def _rectified(
+    def _inside(
         self, xy: Tensor, scores: Tensor, descriptors: Tensor, maps: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Keypoints of raw images with their rectified places and steps, as `rectify` has them.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Keypoints of raw images; those without a rectified place get score 0.
 
-        What has no rectified place goes to the end and gets score 0, so that valid keypoints come
-        first, in their order: several may have score 1.
+        They go to the end, so that valid keypoints come first, in their order: several may have
+        score 1.
         """
-        places, steps, inside = rectify(xy, maps)
+        inside = rectify(xy, maps)[2]
         rank = torch.arange(self.count, 0, -1, device=scores.device, dtype=scores.dtype)
         order = (rank * inside).topk(self.count, dim=1).indices
         scores = (scores * inside).gather(1, order)
-        xy, places, descriptors, steps = (
-            _rows(array, order) for array in (xy, places, descriptors, steps)
-        )
-        return xy, scores, descriptors, places, steps
+        return _rows(xy, order), scores, _rows(descriptors, order)
 
-    def _refined(
-        self, grey: Tensor, xy: Tensor, places: Tensor, steps: Tensor | None, right_row: Tensor
-    ) -> Refined:
-        """The match of each left row after the refinement."""
-        right = right_row.clamp(min=0)
-        pair = grey[0, 0], grey[1, 0], xy[0], xy[1][right]
-        if steps is None:
-            return refine_disparity(*pair)
-        coarse = places[0, :, 0] - places[1][right][:, 0]
-        return refine_disparity(*pair, (steps[0], steps[1][right]), coarse)
-
-    def _judged(
-        self,
-        refined: Refined,
-        places: Tensor,
-        scores: Tensor,
-        right_row: Tensor,
-        similarity: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def _judged(self, matches: Matches, places: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Confidence and standard deviation of the disparity of each left row."""
-        matched, right = right_row >= 0, right_row.clamp(min=0)
+        matched, right, refined = matches.row >= 0, matches.row.clamp(min=0), matches.refined
         own = places[1][right][:, 1] - places[0, :, 1]
         after = own + torch.where(refined.good, refined.shift[:, 1], 0.0)
         measurements = match_measurements(
             refined,
-            similarity,
+            matches.similarity,
             centred_rows(torch.stack([own, after]), matched),
             (scores[0], scores[1][right]),
             neighbour_agreement(places[0], refined.disparity, matched, self.size),
@@ -319,6 +345,17 @@ class StereoPipeline(nn.Module):
         """Standard deviation of the position of each keypoint of both images."""
         measurements = [point_measurements(heat[i], xy[i], scores[i]) for i in range(2)]
         return self.uncertainty.of_points(torch.stack(measurements))
+
+
+def _rectified(
+    xy: Tensor, maps: Tensor | None, side: int
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What `rectify` returns of pixels (K, 2) of the left (0) or right (1) raw image; of a
+    rectified image, which has no maps, the pixels themselves."""
+    if maps is None:
+        return xy, None, None
+    places, steps, inside = rectify(xy[None], maps[side : side + 1])
+    return places[0], steps[0], inside[0]
 
 
 def _rows(array: Tensor, order: Tensor) -> Tensor:

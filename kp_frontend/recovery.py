@@ -63,6 +63,15 @@ class Known(NamedTuple):
         return self.rows[:, 7] > 0
 
 
+class Keypoints(NamedTuple):
+    """Keypoints of an image, K rows: positions (K, 2) in pixels, scores (K,), 0 for an empty row,
+    and unit descriptors (K, D)."""
+
+    xy: Tensor
+    scores: Tensor
+    descriptors: Tensor
+
+
 class Found(NamedTuple):
     """Known points in the new left image, R rows.
 
@@ -101,21 +110,22 @@ def interpolated_motion(xy: Tensor, motion: Tensor, seen: Tensor, size: tuple[in
     for i, (count, scale) in enumerate(zip(NODES, scales, strict=True)):
         place = (xy[:, 1 - i] * scale).clamp(0, count - 1)
         node = torch.arange(count, device=xy.device, dtype=xy.dtype)
-        hats.append((1 - (place[:, None] - node).abs()).clamp(min=0))
-    weights = (hats[0][:, :, None] * hats[1][:, None]).flatten(1)
-    motion = torch.where(seen[:, None], motion, 0.0)
-    trust = seen.to(xy.dtype)[:, None]
-    for _ in range(
-        MOTION_ROUNDS
-    ):  # without matrix products: engines may run those in half precision
-        everywhere = (trust * motion).sum(0) / trust.sum().clamp(min=1e-6)
+        hats.append((1 - (place - node[:, None]).abs()).clamp(min=0))
+    weights = (hats[0][:, None] * hats[1]).flatten(0, 1)  # (nodes, R)
+    ways = [torch.where(seen, way, 0.0) for way in motion.unbind(-1)]
+    trust = seen.to(xy.dtype)
+    # No matrix products: engines may run those in half precision.
+    for _ in range(MOTION_ROUNDS):
         near = weights * trust
-        total = near.sum(0)[:, None] + 0.1
-        nodes = ((near[..., None] * motion[:, None]).sum(0) + 0.1 * everywhere) / total
-        smooth = (weights[..., None] * nodes).sum(1)
-        off = (motion - smooth).square().sum(1, keepdim=True)
-        trust = torch.where(seen[:, None], 1 / (1 + off / MOTION_SCALE**2), 0.0)
-    return smooth
+        amount, total = trust.sum().clamp(min=1e-6), near.sum(1) + 0.1
+        smooth = []
+        for way in ways:
+            everywhere = (trust * way).sum() / amount
+            nodes = ((near * way).sum(1) + 0.1 * everywhere) / total
+            smooth.append((weights * nodes[:, None]).sum(0))
+        off = (ways[0] - smooth[0]).square() + (ways[1] - smooth[1]).square()
+        trust = torch.where(seen, 1 / (1 + off / MOTION_SCALE**2), 0.0)
+    return torch.stack(smooth, -1)
 
 
 def heat_score(heat: Tensor, xy: Tensor) -> Tensor:
@@ -140,7 +150,7 @@ def inside_border(xy: Tensor, size: tuple[int, int], border: int) -> Tensor:
 def find_known(
     image: Tensor,
     describe: Callable[[Tensor], Tensor],
-    detections: tuple[Tensor, Tensor, Tensor],
+    detections: Keypoints,
     known: Known,
     limits: Tensor,
     border: int,
@@ -150,14 +160,14 @@ def find_known(
     Args:
         image: (H, W) float.
         describe: unit descriptors (N, D) of positions (N, 2) in it.
-        detections: positions (K, 2), validity (K,) and descriptors (K, D).
+        detections: keypoints of the image.
         limits: (2,) of `match_temporal`, from the expected position.
         border: pixels along the edges in which nothing is found.
     """
-    xy, valid, descriptors = detections
+    xy, scores, descriptors = detections
     size = (image.shape[0], image.shape[1])
     match = match_temporal(
-        known.expected, known.valid, known.descriptors, xy, valid, descriptors, limits
+        known.expected, known.valid, known.descriptors, xy, scores > 0, descriptors, limits
     )
     matched = match >= 0
     at_detection = xy[match.clamp(min=0)]
@@ -185,8 +195,8 @@ def find_known(
 
 
 def merge(
-    found: Found, heat: Tensor, detections: tuple[Tensor, Tensor, Tensor], share: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    found: Found, heat: Tensor, detections: Keypoints, share: Tensor
+) -> tuple[Keypoints, Tensor]:
     """The K keypoints of an image: known points, and detections that are none of them.
 
     Known points come first until they make up `share` of K, then detections, then the other known
@@ -194,30 +204,102 @@ def merge(
 
     Args:
         heat: (H, W) of the image.
-        detections: positions (K, 2), scores (K,), 0 for no detection, and descriptors (K, D).
 
     Returns:
-        Positions (K, 2), scores (K,) in falling order, descriptors (K, D) and the known row of
-        each, -1 for a detection that is new.
+        Keypoints, scores in falling order, and the known row of each, -1 for a new detection.
     """
     xy, scores, descriptors = detections
-    count, total = len(xy), len(found.xy) + len(xy)
-    number = torch.arange(total, device=xy.device)
+    count = len(xy)
     matched, detection = found.detection >= 0, found.detection.clamp(min=0)
     anchor = torch.where(matched[:, None], xy[detection], found.xy)
     anchor = torch.where(found.here[:, None], anchor, FAR)
     fresh = scores * (apart(anchor, xy).amin(0) >= NEAR)
     own = torch.where(matched, scores[detection], heat_score(heat, found.xy)) * found.here
-    scores = torch.cat([own, fresh])
     first = found.here.to(xy.dtype).cumsum(0) <= share * count
     turn = torch.cat([torch.where(first, 2, 0), torch.ones_like(fresh, dtype=torch.long)])
-    # Whole numbers, so that none are equal and the order is the same on every engine.
-    place = torch.where(scores > 0, (turn + 1) * total - number, -number).to(xy.dtype)
-    chosen = place.topk(count).indices
-    chosen = chosen[scores[chosen].topk(count).indices]
-    return (
-        torch.cat([found.xy, xy])[chosen],
-        scores[chosen],
-        torch.cat([found.descriptors, descriptors])[chosen],
-        torch.where((chosen < len(found.xy)) & (scores[chosen] > 0), chosen, -1),
+    candidates = Keypoints(
+        torch.cat([found.xy, xy]),
+        torch.cat([own, fresh]),
+        torch.cat([found.descriptors, descriptors]),
     )
+    chosen = _strongest(candidates.scores, turn, count)
+    merged = Keypoints(*(array[chosen] for array in candidates))
+    known = (chosen < len(found.xy)) & (merged.scores > 0)
+    return merged, torch.where(known, chosen, -1)
+
+
+def kept_windows(found: Found, known: Known, row: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
+    """The windows by which keypoints are found again, (K, PATCH_SIDE, PATCH_SIDE), and their scale
+    in this image, (K,): the stored ones where they stay, else those of this image.
+
+    Args:
+        row: (K,) the known row of each keypoint or -1.
+        windows: of the keypoints in this image.
+    """
+    known_row = row.clamp(min=0)
+    kept = (row >= 0) & found.kept[known_row]
+    stored = torch.where(kept[:, None, None], known.stored[known_row], windows)
+    return stored, torch.where(kept, found.scale[known_row], 1.0)
+
+
+def expected_right(known: Known, row: Tensor, left_xy: Tensor) -> tuple[Tensor, Tensor]:
+    """Which left keypoints have an expected position in the right image, (K,), and that, (K, 2).
+
+    Args:
+        row: (K,) the known row of each or -1.
+        left_xy: (K, 2) pixels.
+    """
+    rows = known.rows[row.clamp(min=0)]
+    return (row >= 0) & (rows[:, 7] > 1), left_xy + rows[:, 4:6]
+
+
+def merge_right(
+    found: Keypoints, detections: Keypoints, right_row: Tensor
+) -> tuple[Keypoints, Tensor]:
+    """The K keypoints of the right image: detections, and matches that were found without one.
+
+    What is found where a matched detection lies is dropped. Other detections near what is found
+    are the same point and dropped. Matches come first, so that none is lost.
+
+    Args:
+        found: the right keypoint of each left row without a match, score 0 where there is none.
+        detections: keypoints of the right image.
+        right_row: (K,) the detection of each left row or -1.
+
+    Returns:
+        Keypoints, scores in falling order, and the right row of each left row or -1.
+    """
+    count = len(right_row)
+    matched = right_row >= 0
+    # Rows without a match mark an extra element.
+    mark = torch.where(matched, right_row, count)
+    taken = torch.zeros(count + 1, device=mark.device, dtype=found.xy.dtype)
+    taken = taken.scatter(0, mark, 1.0)[:count]
+    distance = apart(torch.where((found.scores > 0)[:, None], found.xy, FAR), detections.xy)
+    clash = torch.where(taken > 0, distance, FAR).amin(1) < NEAR
+    own = torch.where(clash, 0.0, found.scores)
+    nearest = torch.where((own > 0)[:, None], distance, FAR).amin(0)
+    fresh = torch.where((nearest < NEAR) & (taken == 0), 0.0, detections.scores)
+    candidates = Keypoints(
+        torch.cat([found.xy, detections.xy]),
+        torch.cat([own, fresh]),
+        torch.cat([found.descriptors, detections.descriptors]),
+    )
+    turn = torch.cat([torch.ones_like(right_row), taken.long()])
+    chosen = _strongest(candidates.scores, turn, count)
+    rows = torch.arange(count, device=chosen.device)
+    place = torch.zeros_like(turn).scatter(0, chosen, rows)  # of each candidate
+    row = torch.where(matched, right_row + count, rows)
+    row = torch.where(matched | (own > 0), place[row], -1)
+    return Keypoints(*(array[chosen] for array in candidates)), row
+
+
+def _strongest(scores: Tensor, turn: Tensor, count: int) -> Tensor:
+    """Rows (count,) of the valid candidates (N,) with the highest `turn`, the first before the
+    others; in falling order of their scores."""
+    total = len(scores)
+    number = torch.arange(total, device=scores.device)
+    # Whole numbers, so that none are equal and the order is the same on every engine.
+    place = torch.where(scores > 0, (turn + 1) * total - number, -number).to(scores.dtype)
+    chosen = place.topk(count).indices
+    return chosen[scores[chosen].topk(count).indices]

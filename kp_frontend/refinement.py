@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from kp_frontend.matching import PATCH_RADIUS, normalised, quarter_correlation, windows
+from kp_frontend.matching import PATCH_RADIUS, quarter_correlation, windows
+from kp_frontend.registration import Template, moments, stored_windows, template_of
 
 STEPS = 3  # Gauss-Newton steps
 LIMIT = 1.5  # farthest that a match may move, pixels
@@ -54,8 +54,9 @@ def refine_disparity(
     right: Tensor,
     left_xy: Tensor,
     right_xy: Tensor,
-    steps: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
+    steps: tuple[Tensor | None, Tensor | None] = (None, None),
     coarse: Tensor | None = None,
+    wide: Tensor | None = None,
 ) -> Refined:
     """Refine matches by registration of the windows around their keypoints.
 
@@ -72,65 +73,75 @@ def refine_disparity(
         steps: of raw images, how each moves with the rectified one there, (K, 2, 2) as `rectify`
             gives them: the windows then are what the rectified images would show.
         coarse: (K,) the keypoints' own disparity, of raw images; else that of the positions.
+        wide: (K, 11, 11) the left windows with a pixel more on each side, if they are known.
     """
-    weight = _weight(left)
-    template, contrast, along, across = _template(left, left_xy, steps[0], weight)
-    a, b, d = (
-        (weight * product).sum((1, 2))
-        for product in (along * along, along * across, across * across)
-    )
+    weight = _weight(left).flatten()
+    if wide is None:
+        wide = stored_windows(left, left_xy, steps[0])
+    template = template_of(wide, weight)
+    along, across = _normalised_slopes(template, weight)
+    # All that a step needs of the right window are weighted sums of its grey levels.
+    pull_x, pull_y, like = weight * along, weight * across, weight * template.values
+    a, b, d = (pull_x * along).sum(1), (pull_x * across).sum(1), (pull_y * across).sum(1)
+    power = (like * template.values).mean(1)
     # One grey level of sensor noise at least, so that flat windows do not count as exact.
-    sensor = contrast**-2
+    sensor = template.contrast[:, 0] ** -2
     shift = torch.zeros_like(left_xy)
     for _ in range(STEPS):
         moved = shift if steps[1] is None else (steps[1] @ shift[..., None])[..., 0]
-        window = windows(right, right_xy + moved, PATCH_RADIUS, steps[1])
-        seen, _ = normalised(window, weight)
-        residual = seen - template
-        noise = (weight * residual.square()).mean((1, 2)) + sensor.flatten()
+        window = windows(right, right_xy + moved, PATCH_RADIUS, steps[1]).flatten(1)
+        window = window - template.level
+        mean, variance, spread = moments(window, weight)
+        off_x, off_y = (pull_x * window).sum(1) / spread, (pull_y * window).sum(1) / spread
+        likeness = (like * window).mean(1) / spread
+        residual_power = power - 2 * likeness + variance / spread.square()
+        noise = residual_power.clamp(min=0) + sensor
         prior = noise / ROW_PRIOR**2
         determinant = (a * (d + prior) - b * b).clamp(min=FLAT)
-        # Influence of each pixel on the shift along the row; their sum is the step.
-        pull = weight * residual * ((d + prior)[:, None, None] * along - b[:, None, None] * across)
-        pull = pull / determinant[:, None, None]
-        down = (weight * across * residual).sum((1, 2)) + prior * shift[:, 1]
-        step_x = pull.sum((1, 2)) - b * prior * shift[:, 1] / determinant
-        step_y = (a * down - b * (weight * along * residual).sum((1, 2))) / determinant
+        down = off_y + prior * shift[:, 1]
+        step_x = ((d + prior) * off_x - b * down) / determinant
+        step_y = (a * down - b * off_x) / determinant
         shift = shift - torch.stack([step_x, step_y], -1)
     good = (shift.abs().amax(1) <= LIMIT) & (noise < 1.0)
     if coarse is None:
         coarse = left_xy[:, 0] - right_xy[:, 0]
-    blocks = F.avg_pool2d(pull[:, None], BLOCK) * BLOCK**2
+    seen = (window - mean[:, None]) / spread[:, None]
+    # Influence of each pixel on the shift along the row.
+    pull = (d + prior)[:, None] * pull_x - b[:, None] * pull_y
+    pull = (seen - template.values) * pull / determinant[:, None]
+    correlation = quarter_correlation(template.values, seen, sensor)
     return Refined(
         torch.where(good, coarse - shift[:, 0], coarse),
         good,
         shift,
-        torch.where(good, quarter_correlation(template, seen, sensor), -1.0),
-        (weight * template * seen).mean((1, 2)),
+        torch.where(good, correlation, -1.0),
+        likeness,
         (noise * (d + prior) / determinant).sqrt(),
-        blocks.square().sum((1, 2, 3)).sqrt(),
-        contrast.flatten(),
+        _block_sums(pull).square().sum((1, 2)).sqrt(),
+        template.contrast[:, 0],
     )
 
 
-def _template(
-    image: Tensor, xy: Tensor, steps: Tensor | None, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Windows of the left image: normalised, the contrast they had, and their slopes along and
-    across the row, each (K, 9, 9) but for the contrast (K, 1, 1)."""
+def _normalised_slopes(template: Template, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes of a template along and across the rows, (K, 81), without what normalisation takes
+    out of the window, which moves nothing."""
 
     def weighted(values: Tensor) -> Tensor:
-        return (weight * values).mean((1, 2), keepdim=True)
+        return (weight * values).mean(1, keepdim=True)
 
-    wide = windows(image, xy, PATCH_RADIUS + 1, steps, rows=PATCH_RADIUS + 1)
-    template, contrast = normalised(wide[:, 1:-1, 1:-1], weight)
-    along = (wide[:, 1:-1, 2:] - wide[:, 1:-1, :-2]) / (2 * contrast)
-    across = (wide[:, 2:, 1:-1] - wide[:, :-2, 1:-1]) / (2 * contrast)
-    # What normalisation takes out of the window moves nothing.
+    power = weighted(template.values.square()).clamp(min=FLAT)
     along, across = (
-        slope - weighted(slope) - template * weighted(template * slope) for slope in (along, across)
+        slope - weighted(slope) - template.values * (weighted(template.values * slope) / power)
+        for slope in (template.along, template.across)
     )
-    return template, contrast, along, across
+    return along, across
+
+
+def _block_sums(values: Tensor) -> Tensor:
+    """Sums (K, 3, 3) over the blocks of windows (K, 81)."""
+    side = (2 * PATCH_RADIUS + 1) // BLOCK
+    rows = values.reshape(-1, BLOCK * side * side, BLOCK).sum(2)
+    return rows.reshape(-1, side, BLOCK, side).sum(2)
 
 
 def _weight(image: Tensor) -> Tensor:

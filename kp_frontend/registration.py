@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kp_frontend.matching import PATCH_RADIUS, normalised, windows
+from kp_frontend.matching import PATCH_RADIUS, windows
 
 PATCH_SIDE = 2 * PATCH_RADIUS + 3  # of a stored window: one pixel more on each side for its slopes
 STEPS = 2  # Gauss-Newton steps
@@ -31,10 +31,51 @@ class Registered(NamedTuple):
     sigma: Tensor
 
 
-def stored_windows(image: Tensor, xy: Tensor) -> Tensor:
+def stored_windows(image: Tensor, xy: Tensor, steps: Tensor | None = None) -> Tensor:
     """Windows (K, PATCH_SIDE, PATCH_SIDE) of an image (H, W) around pixels (K, 2), to be found
-    again by `register`."""
-    return windows(image, xy, PATCH_RADIUS + 1, rows=PATCH_RADIUS + 1)
+    again by `register`. `steps` as in `windows`."""
+    return windows(image, xy, PATCH_RADIUS + 1, steps, rows=PATCH_RADIUS + 1)
+
+
+class Template(NamedTuple):
+    """Windows to be found in another image, K rows, 81 pixels each.
+
+    `values` (K, 81) of zero mean and unit variance; `level` and `contrast` (K, 1), the mean and
+    the standard deviation that they had, the latter at least 1; `along` and `across` (K, 81), the
+    slopes of `values` along and across the rows.
+    """
+
+    values: Tensor
+    level: Tensor
+    contrast: Tensor
+    along: Tensor
+    across: Tensor
+
+
+def template_of(wide: Tensor, weight: Tensor | float = 1.0) -> Template:
+    """The template of windows (K, PATCH_SIDE, PATCH_SIDE), which lose their margin.
+
+    Args:
+        weight: (81,) of the pixels, with mean 1, or 1 for all alike.
+    """
+    inner = wide[:, 1:-1, 1:-1].flatten(1)
+    level = (weight * inner).mean(1, keepdim=True)
+    centred = inner - level
+    contrast = (weight * centred.square()).mean(1, keepdim=True).sqrt().clamp(min=1.0)
+    along = (wide[:, 1:-1, 2:] - wide[:, 1:-1, :-2]).flatten(1) / (2 * contrast)
+    across = (wide[:, 2:, 1:-1] - wide[:, :-2, 1:-1]).flatten(1) / (2 * contrast)
+    return Template(centred / contrast, level, contrast, along, across)
+
+
+def moments(window: Tensor, weight: Tensor | float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance, and standard deviation (at least 1) of windows (K, 81), (K,) each.
+
+    With them, sums over the normalised window follow from sums over the grey levels. Grey levels
+    should be near 0, for the sake of precision.
+    """
+    mean = (weight * window).mean(1)
+    variance = (weight * window.square()).mean(1) - mean.square()
+    return mean, variance, variance.clamp(min=1.0).sqrt()
 
 
 def register(image: Tensor, stored: Tensor, xy: Tensor, scale: Tensor) -> Registered:
@@ -50,31 +91,35 @@ def register(image: Tensor, stored: Tensor, xy: Tensor, scale: Tensor) -> Regist
         xy: (K, 2) first guess, pixels.
         scale: (K,) first guess of how large the windows are in the image.
     """
-    template, spread = normalised(stored[:, 1:-1, 1:-1])
-    right = (stored[:, 1:-1, 2:] - stored[:, 1:-1, :-2]) / (2 * spread)
-    down = (stored[:, 2:, 1:-1] - stored[:, :-2, 1:-1]) / (2 * spread)
+    template = template_of(stored)
     reach = torch.arange(-PATCH_RADIUS, PATCH_RADIUS + 1, device=image.device, dtype=image.dtype)
-    grow = right * reach + down * reach[:, None]
-    slopes = right, down, grow
-    normal = [
-        [(one * other).sum((1, 2)) for other in slopes[: i + 1]] for i, one in enumerate(slopes)
-    ]
+    x, y = (axis.flatten() for axis in torch.meshgrid(reach, reach, indexing="xy"))
+    slopes = template.along, template.across, template.along * x + template.across * y
+    normal = [[(one * other).sum(1) for other in slopes[: i + 1]] for i, one in enumerate(slopes)]
     inverse = _inverse(normal)
-    axes = torch.eye(2, device=image.device, dtype=image.dtype)
+    own = [((slope * template.values).sum(1), slope.sum(1)) for slope in slopes]
 
     def look(xy: Tensor, scale: Tensor) -> Tensor:
-        return normalised(windows(image, xy, PATCH_RADIUS, scale[:, None, None] * axes))[0]
+        return windows(image, xy, PATCH_RADIUS, scale).flatten(1) - template.level
 
     for _ in range(STEPS):
-        residual = look(xy, scale) - template
-        a, b, c = ((slope * residual).sum((1, 2)) for slope in slopes)
+        window = look(xy, scale)
+        mean, _, spread = moments(window)
+        # Sums over slope times residual, the normalised window minus the template.
+        a, b, c = (
+            ((slope * window).sum(1) - mean * total) / spread - of_template
+            for slope, (of_template, total) in zip(slopes, own, strict=True)
+        )
         x, y, growth = (row[0] * a + row[1] * b + row[2] * c for row in inverse)
         xy = xy - scale[:, None] * torch.stack([x, y], -1)
         scale = scale * (1 - growth.clamp(-LARGEST_GROWTH, LARGEST_GROWTH))
-    seen = look(xy, scale)
-    correlation = (seen * template).mean((1, 2))
+    window = look(xy, scale)
+    _, variance, spread = moments(window)
+    correlation = (window * template.values).mean(1) / spread
+    power = template.values.square().mean(1)
+    residual_power = power - 2 * correlation + variance / spread.square()
     # One grey level of sensor noise at least, as in the refinement of disparity.
-    noise = (seen - template).square().mean((1, 2)) + spread.flatten() ** -2
+    noise = residual_power.clamp(min=0) + template.contrast[:, 0] ** -2
     a, b, c = normal[0][0], normal[1][0], normal[1][1]
     least = (a + c) / 2 - (((a - c) / 2).square() + b.square()).sqrt()
     return Registered(xy, scale, correlation, (noise / least.clamp(min=1e-6)).sqrt())

@@ -5,29 +5,70 @@ Pixel coordinates throughout: (0, 0) is the centre of the top-left pixel, x to t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+
+def grid_scale(size: Sequence[int], like: Tensor) -> Tensor:
+    """Units of `grid_sample` per pixel along x and y, (2,), of a map of a height and width."""
+    # Made on the device: a CUDA graph cannot copy constants from the host.
+    axis = torch.arange(2, device=like.device)
+    return torch.where(axis == 0, 2 / size[1], 2 / size[0]).to(like.dtype)
 
 
 def sampling_grid(xy: Tensor, height: int, width: int) -> Tensor:
     """Convert pixels (..., 2) to the range of `grid_sample`, -1..1 over the outer pixel edges."""
-    x, y = xy.unbind(-1)
-    return torch.stack([(x + 0.5) * (2 / width) - 1, (y + 0.5) * (2 / height) - 1], -1)
+    scale = grid_scale((height, width), xy)
+    return xy * scale + (scale / 2 - 1)
 
 
-def sample_features(features: Tensor, xy: Tensor, stride: int) -> Tensor:
-    """Sample features at pixels of an image, bilinear. Beyond the map, its border is repeated.
+def channels_last_map(features: Tensor) -> Tensor:
+    """Features (B, C, h, w) as (B, h, w, C) float, which is how a CPU's convolutions give them."""
+    return features.float().permute(0, 2, 3, 1).contiguous()
+
+
+def sample_features(
+    maps: Sequence[Tensor], strides: Sequence[int], xy: Tensor, first: int = 0
+) -> list[Tensor]:
+    """Sample maps of features at pixels of images, bilinear. Beyond a map, its border is repeated.
+
+    All channels of a pixel are gathered at once, which is faster than `grid_sample`.
 
     Args:
-        features: (B, C, H/stride, W/stride), a map at 1/`stride` of the image resolution.
-        xy: (B, K, 2) pixels of the image.
+        maps: (B, H/stride, W/stride, C) each, from `channels_last_map`.
+        strides: of the maps, pixels of the image.
+        xy: (N, K, 2) pixels of N images.
+        first: number of the first of these images in the maps.
 
     Returns:
-        (B, K, C).
+        (N, K, C) of each map.
     """
-    grid = sampling_grid(xy, stride * features.shape[2], stride * features.shape[3])
-    found = F.grid_sample(
-        features.float(), grid[:, None], "bilinear", "border", align_corners=False
-    )
-    return found[:, :, 0].transpose(1, 2)
+    sizes = [features.shape[1:3] for features in maps]
+    places = []
+    for (height, width), stride in zip(sizes, strides, strict=True):
+        x, y = ((xy + 0.5) / stride - 0.5).unbind(-1)
+        # Not `clamp`: NaN has to become an index as well.
+        x = torch.where(x > 0, x, 0.0).clamp(max=width - 1)
+        y = torch.where(y > 0, y, 0.0).clamp(max=height - 1)
+        places.append(torch.stack([x, y], -1))
+    # The coordinates of all maps in one tensor: an engine may use half precision for what only a
+    # matrix product needs, as the descriptors' finer features.
+    place = torch.stack(places)
+    corner = place.floor()
+    part, corner = place - corner, corner.long()
+    image = torch.arange(first, first + len(xy), device=xy.device)[:, None]
+    found = []
+    for i, ((height, width), features) in enumerate(zip(sizes, maps, strict=True)):
+        rows = features.flatten(0, 2)
+        left, top = corner[i].unbind(-1)
+        right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
+        along, down = (share.flatten()[:, None] for share in part[i].unbind(-1))
+        lines = []
+        for y in (top, bottom):
+            line = (image * height + y) * width
+            ends = [rows[(line + x).flatten()] for x in (left, right)]
+            lines.append(torch.lerp(ends[0], ends[1], along))
+        found.append(torch.lerp(lines[0], lines[1], down).reshape(*xy.shape[:2], -1))
+    return found

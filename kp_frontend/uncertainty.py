@@ -84,7 +84,11 @@ class Uncertainty(nn.Module):
             measurements: (K, M) from `match_measurements`.
         """
         x = ((measurements - self.match_mean) / self.match_scale).clamp(-SPAN, SPAN)
-        logit, sigma_log = (x @ self.match_weight.T + self.match_bias).unbind(-1)
+        # No matrix product: an engine may use half precision for that and for all that leads to it.
+        logit, sigma_log = (
+            (x * weight).sum(1) + bias
+            for weight, bias in zip(self.match_weight, self.match_bias, strict=True)
+        )
         sigma = ((2 * sigma_log).exp() + (2 * self.floor_log).exp()).sqrt()
         return logit.sigmoid(), sigma
 
@@ -95,7 +99,7 @@ class Uncertainty(nn.Module):
             measurements: (..., K, P) from `point_measurements`.
         """
         x = ((measurements - self.point_mean) / self.point_scale).clamp(-SPAN, SPAN)
-        return (x @ self.point_weight + self.point_bias).exp()
+        return ((x * self.point_weight).sum(-1) + self.point_bias).exp()
 
 
 def match_measurements(

@@ -128,6 +128,22 @@ def test_openvino_agrees_with_the_reference(pair):
         ]
 
 
+def test_half_precision_reaches_no_coordinate(pair):
+    """Confidence and standard deviations are those of the reference, also with bf16 or int8."""
+    expected = StereoFrontend(CONFIG)(*pair)
+    result = StereoFrontend(dataclasses.replace(CONFIG, backend="openvino"))(*pair)
+    apart = np.abs(
+        expected.left.keypoints[expected.left_index][:, None]
+        - result.left.keypoints[result.left_index]
+    ).max(-1)
+    same, nearest = apart.min(1) < 0.2, apart.argmin(1)
+    assert same.mean() > 0.9
+    confidence = result.confidence[nearest[same]] - expected.confidence[same]
+    assert np.quantile(np.abs(confidence), 0.9) < 0.02
+    ratio = result.disparity_sigma[nearest[same]] / expected.disparity_sigma[same]
+    assert np.abs(np.log(np.quantile(ratio, [0.05, 0.95]))).max() < 0.15
+
+
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_a_constant_image_gives_few_keypoints_and_no_error(frontend, value):
     blank = np.full((240, 320), value, np.uint8)
