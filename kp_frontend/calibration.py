@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 
 import cv2
 import numpy as np
@@ -355,6 +355,15 @@ class RawStereoCalibration(StereoCalibration):
     maps: np.ndarray = field(default_factory=lambda: np.empty(0), compare=False, repr=False)
     width: int = 0
     height: int = 0
+
+    def __eq__(self, other: object) -> bool:
+        """Equal calibrations have equal maps as well."""
+        if self is other or not isinstance(other, RawStereoCalibration):
+            return self is other
+        numbers = (f.name for f in fields(self) if f.compare)
+        return all(getattr(self, n) == getattr(other, n) for n in numbers) and np.array_equal(
+            self.maps, other.maps
+        )
 
     @classmethod
     def from_cameras(

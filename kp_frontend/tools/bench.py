@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import cast
@@ -45,6 +45,7 @@ from kp_frontend.tools.roofline import shortest_ms
 
 Memory = dict[str, float | None]  # see `memory`
 GPU_ENGINES = ("tensorrt", "cuda")
+UNTRACKED = "without tracks"  # the stage that is the whole call without tracks, as the peers'
 EAGER = "torch on cuda"  # plain fp32 torch on a GPU, the baseline of the GPU engines
 LONGEST = 30.0  # maximum time of one method over all rounds, seconds
 
@@ -90,7 +91,8 @@ def ours(method: str, backend: str, images: np.ndarray, parts: bool) -> Subject:
 
 
 def add_parts(subject: Subject, frontend: StereoFrontend, images: np.ndarray) -> None:
-    """Add the network and the detection as separate stages, and the roofline of the network."""
+    """Add the network, the detection and the call without tracks as separate stages, and the
+    roofline of the network."""
     pipeline = StereoPipeline(frontend.network, frontend.config, *images.shape[1:]).eval()
     if subject.precision == "int8":
         pipeline = with_quantized_network(pipeline)
@@ -99,6 +101,10 @@ def add_parts(subject: Subject, frontend: StereoFrontend, images: np.ndarray) ->
         call = compiled(module, batch, subject.backend, subject.precision)
         if call is not None:
             subject.stages[stage] = call
+    if subject.backend not in GPU_ENGINES:  # there, each engine takes long to build
+        plain = StereoFrontend(replace(frontend.config, max_motion=0.0))
+        plain.warm_up(*images.shape[1:])
+        subject.stages[UNTRACKED] = lambda: plain(*images)
     if subject.backend == "torch":
         subject.roofline_ms = shortest_ms(
             copy.deepcopy(frontend.network), F.pad(batch, pipeline.pad, "replicate")
@@ -212,38 +218,37 @@ def memory(method: str, backend: str, size: tuple[int, int], calls: int = 3) -> 
 
 
 def ratios(rows: list[Row]) -> list[dict[str, str | float | None]]:
-    """Time of each peer divided by the time of each of our engines, by size.
+    """Time of each peer divided by the time of each of our engines, by size, with tracks (stage
+    `total`) and, where it was measured, without, like the peers.
 
     `eager` is plain torch on the same GPU; stage `total` is from host memory to host memory, stage
     `GPU` the graph on the GPU without the transfers of the inputs. `after_network` is the share of
     the call outside the network. `of_roofline` is the shortest possible time of the network by the
     measured peaks, divided by its time.
     """
-    totals = {
-        (r.method, r.backend, r.precision, r.size): r.median_ms for r in rows if r.stage == "total"
-    }
+    engines: dict[tuple[str, str, str, str], dict[str, float]] = {}
+    for r in rows:
+        stages = engines.setdefault((r.method, r.backend, r.precision, r.size), {})
+        stages[r.stage] = r.median_ms
     found = []
-    for engine, mine in totals.items():
-        method, backend, precision, size = engine
+    for (method, backend, precision, size), stages in engines.items():
         if method in PEERS:
             continue
-        names = {"method": method, "backend": backend, "precision": precision, "size": size}
-        row: dict[str, str | float | None] = {**names}
-        for (other, _, _, other_size), median in totals.items():
-            if other in PEERS and other_size == size:
-                row[other] = median / mine
-        plain = totals.get((method, EAGER, "fp32", size))
-        row["eager"] = None if plain is None or backend not in GPU_ENGINES else plain / mine
-        stages = {
-            r.stage: r.median_ms
-            for r in rows
-            if (r.method, r.backend, r.precision, r.size) == engine
-        }
+        plain = engines.get((method, EAGER, "fp32", size), {}).get("total")
         network, shortest = stages.get("network"), stages.get("roofline")
-        row["after_network"] = None if network is None else 1 - network / mine
-        network = stages.get("network, GPU", network)
-        row["of_roofline"] = shortest / network if network and shortest is not None else None
-        found.append(row)
+        alone = stages.get("network, GPU", network)
+        names = {"method": method, "backend": backend, "precision": precision, "size": size}
+        for stage in (stage for stage in ("total", UNTRACKED) if stage in stages):
+            mine = stages[stage]
+            row: dict[str, str | float | None] = {**names, "stage": stage}
+            for (other, _, _, other_size), of_peer in engines.items():
+                if other in PEERS and other_size == size:
+                    row[other] = of_peer["total"] / mine
+            eager = plain is not None and backend in GPU_ENGINES and stage == "total"
+            row["eager"] = plain / mine if eager and plain else None
+            row["after_network"] = None if network is None else 1 - network / mine
+            row["of_roofline"] = shortest / alone if alone and shortest is not None else None
+            found.append(row)
     return found
 
 

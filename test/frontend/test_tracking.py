@@ -113,6 +113,21 @@ def test_tracks_need_neither_rectified_images_nor_a_calibration(frontend, calibr
     assert len(before) > 60 and np.median(off) < 0.05 and (off < 0.5).mean() > 0.97
 
 
+def test_another_calibration_ends_all_tracks(frontend):
+    """Equal numbers do not make raw cameras equal: their maps count."""
+    maps = identity_maps(WIDTH, HEIGHT)
+    size = {"width": WIDTH, "height": HEIGHT}
+    cameras, same, other = (
+        RawStereoCalibration(**dataclasses.asdict(CALIBRATION), maps=m, **size)
+        for m in (maps, maps.copy(), maps + np.float32(3))
+    )
+    assert cameras == same and cameras != other and cameras != CALIBRATION
+    frontend.reset()
+    pairs = zip(wall(4), (cameras, same, other, other), strict=True)
+    lengths = [frontend(*pair, calibration).left.track_lengths for pair, calibration in pairs]
+    assert [int(f.max()) for f in lengths] == [1, 2, 1, 2]
+
+
 def test_a_cut_ends_all_tracks(frontend):
     other = made_world.texture(WIDTH + made_world.DISPARITY, seed=8)
     cut = [np.ascontiguousarray(other[:, s : s + WIDTH]) for s in (0, made_world.DISPARITY)]

@@ -40,6 +40,7 @@ def test_bench_measures_methods_beside_each_other(tmp_path, capsys):
         ("tiny", "network"),
         ("tiny", "network+detection"),
         ("tiny", "total"),
+        ("tiny", "without tracks"),
         ("tiny", "roofline"),
         ("orb", "total"),
         ("sift", "total"),
@@ -48,10 +49,14 @@ def test_bench_measures_methods_beside_each_other(tmp_path, capsys):
         assert 0 < row["median_ms"] <= row["p95_ms"]
         assert row["size"] == "320x240"
         assert (row["peak_rss_mb"] is None) == (row["stage"] != "total")
-    (ratio,) = report["ratios"]
-    expected = rows["orb", "total"]["median_ms"] / rows["tiny", "total"]["median_ms"]
-    assert ratio["orb"] == pytest.approx(expected)
-    assert ratio["of_roofline"] > 0
+    assert [ratio["stage"] for ratio in report["ratios"]] == ["total", "without tracks"]
+    for ratio in report["ratios"]:
+        mine = rows["tiny", ratio["stage"]]["median_ms"]
+        assert ratio["orb"] == pytest.approx(rows["orb", "total"]["median_ms"] / mine)
+        assert ratio["after_network"] == pytest.approx(
+            1 - rows["tiny", "network"]["median_ms"] / mine
+        )
+        assert ratio["of_roofline"] > 0
     assert set(report["machine"]) >= {"processor", "cores", "torch"}
 
 
@@ -59,13 +64,15 @@ def test_ratios_compare_only_what_has_one_size():
     rows = [
         Row("tiny", "torch", "fp32", "a", "network", 6.0, 7.0, None),
         Row("tiny", "torch", "fp32", "a", "total", 10.0, 11.0, 100.0),
+        Row("tiny", "torch", "fp32", "a", "without tracks", 8.0, 9.0, None),
         Row("tiny", "torch", "fp32", "a", "roofline", 3.0, 3.0, None),
         Row("orb", "opencv", "uint8", "a", "total", 30.0, 31.0, 50.0),
         Row("orb", "opencv", "uint8", "b", "total", 99.0, 99.0, 50.0),
     ]
-    (row,) = ratios(rows)
-    assert row["orb"] == 3.0
+    row, untracked = ratios(rows)
+    assert row["orb"] == 3.0 and untracked["orb"] == 3.75
     assert row["after_network"] == pytest.approx(0.4)
+    assert untracked["after_network"] == pytest.approx(0.25)
     assert row["of_roofline"] == pytest.approx(0.5)
     assert row["eager"] is None
     assert ratios(rows[1:2])[0]["after_network"] is None
