@@ -17,7 +17,7 @@ from kp_frontend.calibration import StereoCalibration
 from kp_frontend.odometry.motion import inverse
 from kp_frontend.odometry.observations import Observations
 
-APART = 5  # keyframes between the two that are compared
+APART, LEAST_APART = 5, 3  # keyframes from one to the other of the two that are compared
 EVERY = 3  # only every so many keyframes, which have almost the same information
 FEWEST, MOST = 40, 150  # points in both keyframes
 LOSS_SCALE = 1.5  # standard deviations; of the Cauchy loss
@@ -50,15 +50,15 @@ class DisparityOffset:
         self._added += 1
         if not self.sigma or len(self._keyframes) <= APART or self._added % EVERY:
             return
-        before, pose_before = self._keyframes[0]
-        _, a, b = np.intersect1d(before.ids, observations.ids, return_indices=True)
-        if len(a) < FEWEST:
-            return
-        chosen = np.random.default_rng(0).permutation(len(a))[:MOST]
-        motion = inverse(pose) @ pose_before
-        found = _offset(before, a[chosen], observations, b[chosen], motion, camera)
-        if found is not None:
-            self._update(*found)
+        for before, pose_before in list(self._keyframes)[: APART - LEAST_APART + 1]:
+            _, a, b = np.intersect1d(before.ids, observations.ids, return_indices=True)
+            if len(a) >= FEWEST:
+                motion = inverse(pose) @ pose_before
+                chosen = np.random.default_rng(0).permutation(len(a))[:MOST]
+                found = _offset(before, a[chosen], observations, b[chosen], motion, camera)
+                if found is not None:
+                    self._update(*found)
+                return
 
     def _update(self, value: float, sigma: float) -> None:
         """Fuse an estimate with what is known (a Kalman filter)."""

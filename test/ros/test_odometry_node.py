@@ -90,6 +90,7 @@ def test_features_become_odometry(follower):
     assert follower.clouds[-1].width > 50
     follower.wait(lambda: follower.count("processed") == 6)
     assert follower.status == "tracking"
+    assert abs(float(follower.values["disparity_offset_px"])) < 0.05
 
 
 def test_what_cannot_be_used_is_counted_and_nothing_dies(follower):
