@@ -62,7 +62,8 @@ class OdometryEstimate:
     (m/s) before angular (rad/s), along the axes of the camera, with `velocity_covariance` (6, 6).
     `reason` explains a status other than `TRACKING`, or a recovery. `matches` is the number of
     points matched to the keyframe, `inliers` the number of those that agree with the motion.
-    `landmarks` (N, 3) are points in the odometry frame, metres.
+    `landmarks` (N, 3) are points in the odometry frame, metres. `disparity_offset` is the constant
+    error of the disparities as estimated so far, pixels.
     """
 
     stamp: int
@@ -76,6 +77,7 @@ class OdometryEstimate:
     matches: int = 0
     inliers: int = 0
     landmarks: np.ndarray = field(default_factory=lambda: NO_LANDMARKS)
+    disparity_offset: float = 0.0
 
 
 class NoMotion(Exception):
@@ -358,6 +360,7 @@ class StereoOdometry:
             status,
             reason,
             landmarks=self._landmarks,
+            disparity_offset=self.offset.value,
         )
 
 

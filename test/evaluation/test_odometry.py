@@ -161,6 +161,7 @@ def test_a_made_drive_is_followed_and_compared(tmp_path, capsys):
     for metrics, most in zip(result["methods"].values(), (20, 4), strict=True):
         assert metrics["drift_percent"]["mean"] < most
         assert metrics["ate_m"]["mean"] < 0.03
+        assert abs(metrics["disparity_offset_px"]["mean"]) < 0.1
         assert metrics["failed_frames"] == {"mean": 0, "std": 0, "count": 1, "frames": [],
                                             "per_scene": {"drive.mcap": 0}}  # fmt: skip
     # The trajectories are files that evo's tools read, on the stamps of the frames.

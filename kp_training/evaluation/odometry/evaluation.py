@@ -219,6 +219,7 @@ def _trajectory_metrics(trajectory: Trajectory, scene: str) -> dict:
         "failed_frames": np.array([float(len(trajectory.failed))]),
         "inliers": np.array(trajectory.inliers, float),
         "odometry_ms": np.array(trajectory.ms),
+        "disparity_offset_px": np.array([trajectory.disparity_offset]),
     }
     result = {name: _summary(found, scene) for name, found in values.items()}
     lengths = sorted(set(drift[:, 0]))

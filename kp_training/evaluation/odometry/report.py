@@ -22,6 +22,7 @@ COLUMNS = {
     "its worst step, m": "frame_worst_step_m",
     "failed frames": "failed_frames",
     "inliers": "inliers",
+    "disparity offset, px": "disparity_offset_px",
     "stereo matches": "stereo_matches",
 }
 

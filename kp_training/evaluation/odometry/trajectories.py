@@ -22,7 +22,8 @@ class Trajectory:
     """Poses of the left camera in its first frame, and how they were got.
 
     `truth` has the true pose of each frame in any frame of reference, None where it is not known;
-    `failed` the numbers of the frames whose motion could not be told.
+    `failed` the numbers of the frames whose motion could not be told. `disparity_offset` is the
+    odometry's last estimate, pixels.
     """
 
     stamps: list[int] = field(default_factory=list)
@@ -31,6 +32,7 @@ class Trajectory:
     inliers: list[int] = field(default_factory=list)
     failed: list[int] = field(default_factory=list)
     ms: list[float] = field(default_factory=list)
+    disparity_offset: float = 0.0
 
     def add(
         self, stamp: int, truth: np.ndarray | None, estimate: OdometryEstimate, ms: float
@@ -44,6 +46,7 @@ class Trajectory:
         self.poses.append(estimate.pose)
         self.truth.append(truth)
         self.ms.append(ms)
+        self.disparity_offset = estimate.disparity_offset
 
     def known(self) -> np.ndarray:
         """Numbers of the frames that have a true pose."""
