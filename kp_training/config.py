@@ -31,6 +31,7 @@ BOUNDS = {
     "views": (1, 1000), "most": (1, 10**5), "every": (1, 10**6),
     "height": (80, 10**4), "width": (80, 10**4), "canvas": (80, 10**4),
     "most_keypoints": (1, 10**5), "zoom": (0.01, 100.0), "real_share": (0.0, 1.0),
+    "start_share": (0.0, 0.99),
     "stereo_share": (0.0, 1.0), "front_share": (0.0, 1.0),
     "disturbed": (0.0, 1.0), "exposure": (0.01, 10.0), "motion_blur": (2.0, 14.0),
     "sensor_noise": (0.0, 127.0), "jpeg_quality": (1.0, 80.0),
@@ -93,6 +94,7 @@ class TrainConfig:
     warmup: int = 100  # steps, of the cosine schedule
     weight_decay: float = 1e-4
     ema: float = 0.998  # decay of the averaged weights, the ones that are saved; 0: no averaging
+    start_share: float = 0.0  # share of the weights that the stage starts from in those saved
     # Detector loss
     detector: str = "points"  # target: 4 pixels per keypoint (points) or Gaussians (heatmap)
     detector_weight: float = 64.0  # of the binary cross entropy, averaged over pixels

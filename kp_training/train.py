@@ -10,6 +10,7 @@ processes and their gradients averaged, so several processes compute what one wo
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -141,6 +142,7 @@ class Run:
             )
         self.config, self.process, self.out, self.network = config, process, out, network
         self.steps = steps
+        self.begun = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         self.ema = AveragedModel(
             network, multi_avg_fn=partial(_average, config.ema), use_buffers=True
         )
@@ -157,11 +159,21 @@ class Run:
         }
         self.bf16 = native_bf16(process.device)
 
-    @property
-    def averaged(self) -> KeypointNetwork:
-        """The network with the moving average of the weights."""
+    def result(self) -> KeypointNetwork:
+        """The network that is validated and saved: with the moving average of the weights.
+
+        With `start_share`, its weights are the mean of these and of those that the stage started
+        from. Such a mean is better than either where it was trained and elsewhere (Wortsman et
+        al., "Robust fine-tuning of zero-shot models", 2022).
+        """
         network = self.ema.module
         assert isinstance(network, KeypointNetwork)
+        if not self.config.start_share:
+            return network
+        network = copy.deepcopy(network)
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.lerp_(self.begun[name], self.config.start_share)
         return network
 
     def resume(self, data: str, start: str | None) -> None:
@@ -245,7 +257,7 @@ class Run:
     def validate(self, validator: Validator, log: RunLog) -> bool:
         """Validate the averaged network; return whether it is the best so far."""
         progress = self.progress
-        found = validator(self.averaged) if self.process.first else {"loss": 0.0}
+        found = validator(self.result()) if self.process.first else {"loss": 0.0}
         loss = self.process.from_first(found["loss"])
         _check(loss, 0.0, progress, math.inf, self.out)
         if isinstance(self.scheduler, ReduceLROnPlateau):
@@ -266,7 +278,7 @@ class Run:
             kept.append(self.out / f"step_{step:06}.safetensors")
         for path in kept:
             header = {"config": json.dumps(asdict(self.config)), "step": str(step)}
-            save_network(self.averaged, path, header)
+            save_network(self.result(), path, header)
         path = self.out / "last.safetensors"
         state = self.ema, self.network, self.optimizer, self.scheduler
         save_checkpoint(path, *state, self.progress)

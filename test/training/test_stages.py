@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -108,6 +109,28 @@ def test_a_run_that_is_stopped_in_time_resumes_exactly(
     first, second = load_file(whole), load_file(out / "best.safetensors")
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_the_result_can_keep_a_share_of_the_weights_it_started_from(
+    training_images, training_labels, tmp_path
+):
+    (stage,) = load_recipe("finetune")
+    stage = replace(stage, **SHORT, views=replace(stage.views, **VIEWS), learning_rate=1e-2)
+    before = load_network("tiny").state_dict()
+    found = []
+    for share in (0.0, 0.75):
+        shared = replace(stage, start_share=share)
+        best = train_recipe(
+            (shared,), training_images, tmp_path / f"{share}", "cpu", 0, training_labels, "tiny"
+        )
+        found.append(load_network(best).state_dict())
+    moved = 0.0
+    for name, begun in before.items():
+        if begun.is_floating_point():
+            expected = torch.lerp(found[0][name], begun, 0.75)
+            torch.testing.assert_close(found[1][name], expected, rtol=1e-4, atol=1e-5, msg=name)
+            moved = max(moved, (found[0][name] - begun).abs().max().item())
+    assert moved > 1e-3
 
 
 def test_a_stage_that_learns_own_keypoints_needs_weights(training_images, tmp_path, capsys):
