@@ -71,6 +71,7 @@ def _export(arguments: argparse.Namespace) -> None:
         max_keypoints=arguments.max_keypoints,
         nms_radius=arguments.nms_radius,
         border=arguments.border,
+        min_margin=float(arguments.min_margin),
         max_motion=0.0 if arguments.no_tracks else FrontendConfig.max_motion,
     )
     run_export(
@@ -243,6 +244,9 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument(
         "--no-tracks", action="store_true", help="without tracks, as with max_motion 0"
+    )
+    command.add_argument(
+        "--min-margin", action="store_true", help="for a node with min_margin above 0"
     )
     for name, default in (("max-keypoints", 1024), ("nms-radius", 2), ("border", 4)):
         command.add_argument(
