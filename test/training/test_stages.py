@@ -87,7 +87,9 @@ def test_one_command_trains_from_random_weights_to_the_end(training_images, tmp_
 def test_a_run_that_is_stopped_in_time_resumes_exactly(
     training_images, training_labels, tmp_path, monkeypatch
 ):
-    stages = load_recipe(str(shrunk("tiny", tmp_path / "recipe.yaml", keep=2, steps=3)))
+    stages = load_recipe(
+        str(shrunk("tiny", tmp_path / "recipe.yaml", keep=2, steps=3, validate_every=3))
+    )
 
     def run(folder, **limit):
         return train_recipe(
