@@ -7,10 +7,6 @@ Pixel coordinates throughout: (0, 0) is the centre of the top-left pixel, x to t
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -87,32 +83,29 @@ def suppress(peaks: Tensor, radius: int, rounds: int = 2) -> Tensor:
     reach = (radius + side - 1) // side  # distance of the farthest block with a near pixel
     steps = range(-reach, reach + 1)
     offsets = [(dy, dx) for dy in steps for dx in steps if (dy, dx) != (0, 0)]
-    size = peaks.shape[1:]
-
-    def around(grid: Tensor) -> Iterator[Tensor]:
-        padded = F.pad(grid, (reach, reach, reach, reach))
-        for dy, dx in offsets:
-            yield padded.narrow(1, reach + dy, size[0]).narrow(2, reach + dx, size[1])
-
-    def any_of(grid: Tensor, where: list[Tensor]) -> Tensor:
-        found = [chosen & (other > 0) for chosen, other in zip(where, around(grid), strict=True)]
-        return functools.reduce(operator.or_, found)
-
+    height, width = peaks.shape[1:]
     _, x, y = unpack(peaks, side)
-    near, stronger = [], []
-    others = zip(offsets, around(peaks), around(x), around(y), strict=True)
-    for (dy, dx), other, other_x, other_y in others:
-        apart_x, apart_y = (side * dx + other_x - x).abs(), (side * dy + other_y - y).abs()
-        near.append((apart_x <= radius) & (apart_y <= radius))
-        # Of two equal peaks, the first one in reading order of the blocks wins.
-        stronger.append(near[-1] & (other >= peaks if (dy, dx) < (0, 0) else other > peaks))
-    left = (peaks >= PLACES).to(peaks.dtype)  # a score of at least one level
+
+    def strongest_near(grid: Tensor) -> Tensor:
+        """The strongest near peak of a grid, and 1 more if it comes before in reading order."""
+        padded = F.pad(grid, (reach, reach, reach, reach))
+        found = torch.zeros_like(grid)
+        for dy, dx in offsets:
+            other = padded.narrow(1, reach + dy, height).narrow(2, reach + dx, width)
+            _, other_x, other_y = unpack(other, side)
+            apart = torch.maximum((side * dx + other_x - x).abs(), (side * dy + other_y - y).abs())
+            # Peaks are whole numbers: of two equal ones, the first in reading order wins.
+            first = 1.0 if (dy, dx) < (0, 0) else 0.0
+            found = torch.maximum(found, torch.where(apart <= radius, other + first, 0.0))
+        return found
+
+    left = torch.where(peaks >= PLACES, peaks, 0.0)  # a score of at least one level
     kept = left
     for i in range(rounds):
         if i:
-            left = torch.where(any_of(kept, near), 0.0, left)
-        kept = torch.where(any_of(left, stronger), 0.0, left)
-    return peaks * kept
+            left = torch.where(strongest_near(kept) >= PLACES, 0.0, left)
+        kept = torch.where(strongest_near(left) > left, 0.0, left)
+    return kept
 
 
 def top_keypoints(peaks: Tensor, side: int, count: int) -> tuple[Tensor, Tensor]:
