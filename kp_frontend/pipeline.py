@@ -22,11 +22,13 @@ from kp_frontend.network import STRIDE, KeypointNetwork
 from kp_frontend.recovery import (
     NEAR,
     RIGHT_CORRELATION,
+    RIGHT_SHARE,
     Found,
     Keypoints,
     Known,
     expected_right,
     find_known,
+    first_rows,
     heat_score,
     inside_border,
     kept_windows,
@@ -294,19 +296,24 @@ class StereoPipeline(nn.Module):
         """The matches, and those of known points that were sought and found."""
         xy, refined = matches.xy, matches.refined
         places, _, inside = _rectified(xy, maps, 1)
-        descriptors = describe(1, xy)
-        similarity = (left.descriptors * descriptors).sum(1)
         here = matches.sought & (refined.correlation >= RIGHT_CORRELATION)
-        here = here & permitted(matches.places, places, settings[1:4]) & (similarity >= settings[4])
+        here = here & permitted(matches.places, places, settings[1:4])
         here = here & inside_border(xy, self.size, self.border)
         if inside is not None:
             here = here & inside
+        # The strongest ones; the others have no match in this pair.
+        rows = first_rows(here, max(1, int(RIGHT_SHARE * self.count)))
+        xy = xy[rows]
+        descriptors = describe(1, xy)
+        similarity = (left.descriptors[rows] * descriptors).sum(1)
+        here = here[rows] & (similarity >= settings[4])
         found = Keypoints(xy, heat_score(heat, xy) * here, descriptors)
-        right, row = merge_right(found, matches.right, matches.row)
+        right, row = merge_right(found, rows, matches.right, matches.row)
+        similarity = torch.where(here, similarity, matches.similarity[rows])
         return matches._replace(
             right=right,
             row=row,
-            similarity=torch.where(matches.sought, similarity, matches.similarity),
+            similarity=matches.similarity.scatter(0, rows, similarity),
             # The right keypoint is where the refinement ended.
             refined=refined._replace(
                 shift=torch.where(matches.sought[:, None], 0.0, refined.shift)

@@ -33,6 +33,8 @@ SCALES = 1.3  # most that the scale may differ from the expected one, as a facto
 
 RIGHT_CORRELATION = 0.55  # of the quarters of the windows, for a known point in the right image
 
+RIGHT_SHARE = 0.25  # most points that are found in the right image alone, as a share of K
+
 # What it takes to move a detection to where the registration puts it.
 REFINE_CORRELATION, REFINE_LIMIT = 0.6, 1.5
 # Correlation above which the stored window stays, so that errors do not add up from frame to frame.
@@ -253,8 +255,14 @@ def expected_right(known: Known, row: Tensor, left_xy: Tensor) -> tuple[Tensor, 
     return (row >= 0) & (rows[:, 7] > 1), left_xy + rows[:, 4:6]
 
 
+def first_rows(chosen: Tensor, count: int) -> Tensor:
+    """Numbers (count,) of the first rows of `chosen` (K,) bool; then come others."""
+    number = torch.arange(len(chosen), device=chosen.device, dtype=torch.float32)
+    return torch.where(chosen, len(chosen) - number, -number).topk(count).indices
+
+
 def merge_right(
-    found: Keypoints, detections: Keypoints, right_row: Tensor
+    found: Keypoints, left_row: Tensor, detections: Keypoints, right_row: Tensor
 ) -> tuple[Keypoints, Tensor]:
     """The K keypoints of the right image: detections, and matches that were found without one.
 
@@ -262,14 +270,15 @@ def merge_right(
     are the same point and dropped. Matches come first, so that none is lost.
 
     Args:
-        found: the right keypoint of each left row without a match, score 0 where there is none.
+        found: right keypoints (M rows) of left rows without a match, score 0 where there is none.
+        left_row: (M,) their left rows.
         detections: keypoints of the right image.
         right_row: (K,) the detection of each left row or -1.
 
     Returns:
         Keypoints, scores in falling order, and the right row of each left row or -1.
     """
-    count = len(right_row)
+    count, more = len(right_row), len(left_row)
     matched = right_row >= 0
     # Rows without a match mark an extra element.
     mark = torch.where(matched, right_row, count)
@@ -285,12 +294,12 @@ def merge_right(
         torch.cat([own, fresh]),
         torch.cat([found.descriptors, detections.descriptors]),
     )
-    turn = torch.cat([torch.ones_like(right_row), taken.long()])
+    turn = torch.cat([torch.ones_like(left_row), taken.long()])
     chosen = _strongest(candidates.scores, turn, count)
     rows = torch.arange(count, device=chosen.device)
     place = torch.zeros_like(turn).scatter(0, chosen, rows)  # of each candidate
-    row = torch.where(matched, right_row + count, rows)
-    row = torch.where(matched | (own > 0), place[row], -1)
+    row = torch.where(matched, place[right_row + more], -1)
+    row = row.scatter(0, left_row, torch.where(own > 0, place[:more], row[left_row]))
     return Keypoints(*(array[chosen] for array in candidates)), row
 
 
