@@ -169,7 +169,7 @@ class StereoOdometry:
         camera, size = features.calibration, (features.width, features.height)
         if camera is None:
             return self._without_motion("no calibration", stamp, None)
-        now, left_out = observe(features, camera, self.config, self.offset.value)
+        now, left_out = observe(features, camera, self.config, self.offset.correction)
         self.counts.update(left_out)
         keyframe, last = self._keyframe, self._last
         if keyframe is not None and (camera, size) != (keyframe.camera, keyframe.size):

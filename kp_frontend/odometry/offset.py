@@ -21,15 +21,17 @@ APART, LEAST_APART = 5, 3  # keyframes from one to the other of the two that are
 EVERY = 3  # only every so many keyframes, which have almost the same information
 FEWEST, MOST = 40, 150  # points in both keyframes
 LOSS_SCALE = 1.5  # standard deviations; of the Cauchy loss
-INFLATION = 3.0  # factor for the standard deviation of an estimate: its errors are not independent
+INFLATION = 2.0  # factor for the standard deviation of an estimate: its errors are not independent
 CALMEST = 0.02  # pixels; the standard deviation does not fall below, as cameras warm up
+SIGNIFICANT = 2.0  # standard deviations from which the disparities are corrected
 SMALLEST = 0.1  # pixels; minimum disparity of a point that is used
 
 
 class DisparityOffset:
     """The constant part of the disparity error.
 
-    `value` (pixels) is measured minus true disparity, `sigma` its standard deviation.
+    `value` (pixels) is measured minus true disparity, `sigma` its standard deviation. `correction`
+    is the value if it is significant, else 0: noise does no harm to an exact calibration.
 
     Args:
         sigma: standard deviation before anything is known, pixels; 0 disables the estimation.
@@ -39,6 +41,11 @@ class DisparityOffset:
         self.value, self.sigma = 0.0, sigma
         self._keyframes: deque[tuple[Observations, np.ndarray]] = deque(maxlen=APART + 1)
         self._added = 0
+
+    @property
+    def correction(self) -> float:
+        """Pixels to subtract from the disparities."""
+        return self.value if abs(self.value) > SIGNIFICANT * self.sigma else 0.0
 
     def restart(self) -> None:
         """Forget the keyframes, but not the offset."""

@@ -45,6 +45,7 @@ def drive(world, step, error, sigma=0.1, count=36):
 def test_the_offset_is_learnt_while_driving(street):
     odometry, error = drive(street, AHEAD, 0.3)
     assert odometry.offset.value == pytest.approx(0.3, abs=0.05)
+    assert odometry.offset.correction == odometry.offset.value
     assert 0.02 <= odometry.offset.sigma < 0.05
     _, without = drive(street, AHEAD, 0.3, sigma=0)
     assert error < without / 2
@@ -53,15 +54,16 @@ def test_the_offset_is_learnt_while_driving(street):
 
 
 def test_an_exact_calibration_stays_as_it_is(street):
-    odometry, _ = drive(street, AHEAD, 0.0)
-    assert abs(odometry.offset.value) < 0.04
+    odometry, error = drive(street, AHEAD, 0.0)
+    assert abs(odometry.offset.value) < 0.04 and odometry.offset.correction == 0
+    assert error == drive(street, AHEAD, 0.0, sigma=0)[1]
 
 
 @pytest.mark.parametrize("step", [np.eye(4), pose(turn=(0, 0.05, 0))])
 def test_without_motion_nothing_is_learnt(step):
     odometry, _ = drive(room(), step, 0.3, count=20)
     assert odometry.offset.value == pytest.approx(0, abs=0.01)
-    assert odometry.offset.sigma > 0.095
+    assert odometry.offset.sigma > 0.09
 
 
 def test_derivatives_are_those_of_the_residuals(street):
