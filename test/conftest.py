@@ -12,15 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import made_world
 import numpy as np
 import pytest
 import rclpy
 import skimage.data
 from diagnostic_msgs.msg import DiagnosticArray
 from kp_msgs.msg import StereoFeatures
+from made_bags import COUNT
 from sensor_msgs.msg import CameraInfo, Image
 
 from kp_frontend.ros.messages import image_message
+from kp_training.evaluation.bags import writer
 from kp_training.labels import label_folder
 
 # Engines that tests build stay out of the user's cache, but are shared by the tests' processes.
@@ -60,6 +63,20 @@ def training_labels(training_images: Path, tmp_path_factory: pytest.TempPathFact
     file = tmp_path_factory.mktemp("labels") / "labels.npz"
     label_folder(training_images, file, views=1)
     return file
+
+
+@pytest.fixture(scope="session")
+def frames() -> list:
+    """Frames of a camera that moves along the made wall."""
+    return made_world.wall(COUNT)
+
+
+@pytest.fixture(scope="session")
+def bag_path(frames, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bag of them."""
+    path = tmp_path_factory.mktemp("bags") / "wall.mcap"
+    writer.write_bag(made_world.sequence(frames), path)
+    return path
 
 
 class NodeProcess:
