@@ -71,19 +71,27 @@ class TensorRtBackend:
             if sorted(names) != sorted(outputs):
                 raise RuntimeError(f"the engine has other outputs: {', '.join(outputs)}")
             outputs = names
-        self._require_shapes(self.inputs, example)
-        self._require_shapes(outputs, like)
+        self._require(tensorrt.api, self.inputs, [tensor.numpy() for tensor in example])
+        self._require(tensorrt.api, outputs, like)
         self.results = [torch.from_numpy(np.empty_like(array)).cuda() for array in like]
         for name, result in zip(outputs, self.results, strict=True):
             self.context.set_tensor_address(name, result.data_ptr())
         self.step = CudaGraphStep(Packed(self._run), example, like)
 
-    def _require_shapes(
-        self, names: list[str], expected: Sequence[Tensor] | Sequence[np.ndarray]
-    ) -> None:
-        shapes = [tuple(self.engine.get_tensor_shape(name)) for name in names]
-        if shapes != [tuple(array.shape) for array in expected]:
-            raise RuntimeError(f"the engine has other shapes: {shapes}")
+    def _require(self, api: Any, names: list[str], expected: Sequence[np.ndarray]) -> None:
+        """Check shapes and types: TensorRT writes as many bytes as the engine says."""
+        found = [
+            (
+                tuple(self.engine.get_tensor_shape(name)),
+                np.dtype(api.nptype(self.engine.get_tensor_dtype(name))),
+            )
+            for name in names
+        ]
+        if found != [(array.shape, array.dtype) for array in expected]:
+            words = ", ".join(
+                f"{name} {kind} {shape}" for name, (shape, kind) in zip(names, found, strict=True)
+            )
+            raise RuntimeError(f"the engine has other shapes or types: {words}")
 
     def _run(self, *inputs: Tensor) -> Sequence[Tensor]:
         for name, tensor in zip(self.inputs, inputs, strict=True):

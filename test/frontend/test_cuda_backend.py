@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kp_frontend.backends import BackendOptions, compilation, cuda_backend, cuda_graph, make_backend
-from kp_frontend.backends.agreement import agreement, check_images, reference
+from kp_frontend.backends.agreement import agreement, check_images, check_inputs, reference
 from kp_frontend.backends.cuda_graph import Packed, gpu_unavailable, unpacked
 from kp_frontend.backends.engine_cache import EngineCache
 from kp_frontend.config import FrontendConfig
@@ -284,6 +284,19 @@ def test_a_driver_that_is_too_old_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", fail)
     assert gpu_unavailable() == "The NVIDIA driver on your system is too old (found version 11040)"
+
+
+def test_the_whole_pipeline_is_one_graph_for_the_compiler():
+    """fullgraph=True fails where the compiler would have to go back to Python."""
+    frontend = StereoFrontend(dataclasses.replace(CONFIG, max_motion=64.0))
+    pipe, example = frontend.pipeline(HEIGHT, WIDTH, raw=True)
+    inputs = check_inputs(example)
+    traced = torch.compile(Packed(pipe), fullgraph=True, dynamic=False, backend="eager")
+    expected = reference(pipe, inputs)
+    with torch.inference_mode():
+        packed = traced(*inputs).numpy()
+    for found, want in zip(unpacked(packed, expected), expected, strict=True):
+        np.testing.assert_allclose(found, want, atol=1e-5)
 
 
 @pytest.mark.gpu

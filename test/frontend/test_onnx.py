@@ -265,6 +265,9 @@ class FakeEngine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return {"images": (2, 4, 4), "settings": (3,), "xy": (2, 4, 4), "scores": (3,)}[name]
 
+    def get_tensor_dtype(self, name: str) -> type:
+        return np.float32
+
     def create_execution_context(self) -> FakeEngine:
         return self
 
@@ -287,7 +290,9 @@ def test_results_of_an_engine_are_found_by_name(monkeypatch):
     """A TensorRT engine need not have the pipeline's order."""
     engine = FakeEngine()
     mode = SimpleNamespace(INPUT="in")
-    fake = SimpleNamespace(load=lambda _: engine, api=SimpleNamespace(TensorIOMode=mode))
+    fake = SimpleNamespace(
+        load=lambda _: engine, api=SimpleNamespace(TensorIOMode=mode, nptype=lambda kind: kind)
+    )
 
     class Step:  # in the place of a captured graph
         def __init__(self, step, example, like) -> None:
@@ -308,8 +313,9 @@ def test_results_of_an_engine_are_found_by_name(monkeypatch):
         np.testing.assert_array_equal(found, 2 * given)
     with pytest.raises(RuntimeError, match="other outputs: scores, xy"):
         make(inputs, ["xy", "places"], "fp16")
-    with pytest.raises(RuntimeError, match="other shapes"):
-        make(inputs[::-1], ["xy", "scores"], "fp16")
+    for like in (inputs[::-1], (inputs[0], inputs[1].astype(np.int32))):
+        with pytest.raises(RuntimeError, match="other shapes or types: xy float32"):
+            make(like, ["xy", "scores"], "fp16")
 
 
 def test_tensorrt_is_left_out_with_a_reason(monkeypatch):
