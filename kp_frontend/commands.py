@@ -255,6 +255,6 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--gpu",
         type=_capability,
-        help="compute capability of the GPU for format tensorrt, such as 8.9; needs TensorRT for "
-        "RTX (default: the GPU of this machine)",
+        help="compute capability of the GPU, such as 8.9, for TensorRT for RTX (default: it builds "
+        "for 8.6, 8.9 and 12.0; TensorRT builds for the GPU of this machine)",
     )

@@ -192,7 +192,7 @@ def choose_source(
         choose_precision(options.precision, precision, (precision,))
         ready = None if options.engine.endswith(".onnx") else content
         digest = hashlib.sha256(content).hexdigest()
-        return Source(precision, outputs, digest, lambda: tensorrt.build(content), ready)
+        return Source(precision, outputs, digest, lambda: build_here(tensorrt, content), ready)
     precision = choose_precision(options.precision, "fp16", onnx_graph.PRECISIONS)
     if importlib.util.find_spec("torch_tensorrt") and not tensorrt.for_rtx and precision in TYPES:
         version = importlib.metadata.version("torch_tensorrt")
@@ -209,8 +209,13 @@ def choose_source(
         precision,
         outputs,
         "onnx",
-        lambda: tensorrt.build(onnx_graph.export(pipeline, example, precision)),
+        lambda: build_here(tensorrt, onnx_graph.export(pipeline, example, precision)),
     )
+
+
+def build_here(tensorrt: Library, content: bytes) -> bytes:
+    """The engine of an ONNX file for the GPU of this machine."""
+    return tensorrt.build(content, torch.cuda.get_device_capability() if tensorrt.for_rtx else None)
 
 
 def export(

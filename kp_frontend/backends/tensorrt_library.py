@@ -56,10 +56,14 @@ class Library:
         """Parse an ONNX file; the builder and the network, which keeps the types of the graph.
 
         Raises:
-            RuntimeError: an operator is not supported, or the file is damaged.
+            RuntimeError: an operator is not supported, the file is damaged, or the library finds no
+                GPU.
         """
         self.messages.clear()
-        builder = self.api.Builder(self._logger)
+        try:
+            builder = self.api.Builder(self._logger)
+        except TypeError as error:  # so it says that there is no GPU
+            raise RuntimeError(f"{self} cannot start: {self._last_message()}") from error
         flags = self.api.NetworkDefinitionCreationFlag
         typed = getattr(flags, "STRONGLY_TYPED", None)
         network = builder.create_network(0 if typed is None else 1 << int(typed))
@@ -73,8 +77,8 @@ class Library:
         """Build an engine from an ONNX file.
 
         Args:
-            capability: compute capability of the GPU; None: the GPU of this machine. Only TensorRT
-                for RTX can build for a GPU that is not there.
+            capability: compute capability of the GPU, for TensorRT for RTX only. None: TensorRT
+                builds for the GPU of this machine, TensorRT for RTX for 8.6, 8.9 and 12.0.
 
         Raises:
             RuntimeError: the engine cannot be built.

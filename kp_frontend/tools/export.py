@@ -34,7 +34,7 @@ def run_export(
         raw: whether the images are raw instead of rectified.
         network_only: only the network, without detection, matching and tracks.
         form: one of `FORMATS`.
-        capability: for TensorRT, compute capability of the GPU; None: that of this machine.
+        capability: for TensorRT, compute capability of the GPU, see `Library.build`.
 
     Raises:
         ValueError: something is missing, or the graph cannot be built.
@@ -43,8 +43,12 @@ def run_export(
     reason = onnx_graph.unavailable()
     if reason is not None:
         raise ValueError(reason)
-    if form == "tensorrt" and not installed():
-        raise ValueError("not installed: tensorrt or tensorrt_rtx")
+    if form == "tensorrt":
+        if not installed():
+            raise ValueError("not installed: tensorrt or tensorrt_rtx")
+        reason = library(installed()[0]).unsupported(capability) if capability else None
+        if reason is not None:
+            raise ValueError(reason)
     out.resolve().parent.mkdir(parents=True, exist_ok=True)
     pipeline, example = StereoFrontend(config).pipeline(size[1], size[0], raw)
     precision = config.precision

@@ -163,6 +163,17 @@ def test_tensorrt_names_what_it_cannot_do(rtx):
         RuntimeError, match=r"TensorRT for RTX .* cannot read the engine: .*version"
     ):
         rtx.load(b"an engine of another version" * 100)
+    missing = object.__new__(Library)
+    missing.name, missing.version, missing._logger = "TensorRT", "10.3", None
+    missing.messages = []
+
+    def no_gpu(_):
+        missing.messages.append("CUDA initialization failure with error: 35")
+        raise TypeError("factory function returned nullptr")
+
+    missing.api = SimpleNamespace(Builder=no_gpu)
+    with pytest.raises(RuntimeError, match=r"TensorRT 10.3 cannot start: CUDA .* 35"):
+        missing.parse(b"")
     old = object.__new__(Library)
     old.for_rtx, old.name, old.version = False, "TensorRT", "8.6.2"
     assert old.unsupported((8, 7)) == "TensorRT 8.6.2 is too old, version 10 is needed"
@@ -226,15 +237,20 @@ def test_a_damaged_or_foreign_file_is_refused_in_one_line(pipeline, tmp_path):
 
 def test_the_engine_comes_from_a_file_or_the_parser(pipeline, tmp_path, monkeypatch):
     pipe, example = pipeline
-    fake = SimpleNamespace(for_rtx=True, build=lambda content: b"built from " + content)
+    fake = SimpleNamespace(for_rtx=True, build=lambda onnx, gpu: b"%d built from " % gpu[0] + onnx)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
     monkeypatch.setattr(onnx_graph, "export", lambda *_: b"exported")
     source = tensorrt_backend.choose_source(pipe, example, BackendOptions(), fake)
-    assert (source.precision, source.build()) == ("fp16", b"built from exported")
+    assert (source.precision, source.build()) == ("fp16", b"8 built from exported")
     file = tmp_path / "small.onnx"
     onnx_graph.write(file, b"graph", onnx_graph.describe(pipe, "int8"))
     options = BackendOptions(engine=str(file))
     source = tensorrt_backend.choose_source(pipe, example, options, fake)
-    assert (source.precision, source.build(), source.engine) == ("int8", b"built from graph", None)
+    assert (source.precision, source.build(), source.engine) == (
+        "int8",
+        b"8 built from graph",
+        None,
+    )
     file = tmp_path / "small.engine"  # by trtexec, beside the same description
     file.write_bytes(b"engine")
     source = tensorrt_backend.choose_source(pipe, example, BackendOptions(engine=str(file)), fake)
