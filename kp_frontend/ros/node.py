@@ -243,7 +243,7 @@ def _autostart(node: StereoNode) -> None:
         return
     for step in (node.trigger_configure, node.trigger_activate):
         if step() != TransitionCallbackReturn.SUCCESS:
-            raise ValueError(node.problem or "an error in a transition")
+            raise ValueError(node.problem or "the log tells the error")
 
 
 if __name__ == "__main__":

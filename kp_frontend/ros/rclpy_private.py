@@ -5,24 +5,44 @@ raises `RCLError` after the context has ended. `rclpy.init` raises both for comm
 that it cannot parse.
 
 `LifecycleNode.__change_state`, `._state_machine`: rclpy has no public way to refuse a transition.
+`.__register_callback`: nor to log an exception of its callback.
 """
 
 from __future__ import annotations
 
+import functools
+import traceback
+from collections.abc import Callable
+
 from rclpy._rclpy_pybind11 import RCLError, UnknownROSArgsError
-from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 __all__ = ["RCLError", "SafeLifecycleNode", "UnknownROSArgsError"]
 
-_CHANGE_STATE = "_LifecycleNodeMixin__change_state"  # as Python mangles the name
+Transition = Callable[[LifecycleState], TransitionCallbackReturn]
+
+# As Python mangles the names.
+_CHANGE_STATE = "_LifecycleNodeMixin__change_state"
+_REGISTER_CALLBACK = "_LifecycleNodeMixin__register_callback"
 
 
 class SafeLifecycleNode(LifecycleNode):
-    """A managed node that refuses a transition its present state does not have.
+    """A managed node that refuses a transition its present state does not have, and logs errors.
 
     rclpy's own `__change_state` raises in this case. The exception leaves the service callback and
-    ends the node.
+    ends the node. Exceptions in the callbacks of transitions are lost in rclpy.
     """
+
+    def _LifecycleNodeMixin__register_callback(self, state_id: int, callback: Transition) -> bool:
+        @functools.wraps(callback)
+        def logged(state: LifecycleState) -> TransitionCallbackReturn:
+            try:
+                return callback(state)
+            except Exception:
+                self.get_logger().error(traceback.format_exc())
+                raise
+
+        return getattr(super(), _REGISTER_CALLBACK)(state_id, logged)
 
     def _LifecycleNodeMixin__change_state(self, transition_id: int) -> TransitionCallbackReturn:
         if transition_id not in [known[0] for known in self._state_machine.available_transitions]:

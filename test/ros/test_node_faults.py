@@ -188,7 +188,7 @@ class Faulty(TorchBackend):
     name = "openvino"
 
     def __call__(self, images, *rest):
-        if images[0, 0, 0] == 13:
+        if images[0][0, 0] == 13:
             raise RuntimeError("out of luck")
         return super().__call__(images, *rest)
 

@@ -62,3 +62,13 @@ def test_an_impossible_transition_is_refused_and_others_are_made(context):
     offered = [known[0] for known in node._state_machine.available_transitions]
     assert Transition.TRANSITION_ACTIVATE in offered
     assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+
+
+def test_an_error_in_a_transition_is_logged(context, capfd):
+    class Broken(SafeLifecycleNode):
+        def on_configure(self, state):
+            raise TypeError("out of luck")
+
+    node = Broken("broken", context=context)
+    assert node.trigger_configure() == TransitionCallbackReturn.ERROR
+    assert "TypeError: out of luck" in capfd.readouterr().err

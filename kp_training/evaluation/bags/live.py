@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
@@ -227,7 +228,7 @@ def _yaml(value: bool | int | float | str) -> str:
         return str(value).lower()
     if isinstance(value, float) and math.isinf(value):
         return ".inf"
-    return str(value)
+    return json.dumps(value)  # quotes text: it may be empty
 
 
 def _schedule(camera: StereoBag, rate: float) -> Iterator[tuple[float, str, Outgoing]]:
