@@ -33,6 +33,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def count_or_zero(text: str) -> int:
+    """Argument type: a whole number, 0 or above."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or above")
+    return int(text)
+
+
 def positive(text: str) -> float:
     """Argument type: a number above 0."""
     try:

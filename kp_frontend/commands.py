@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from kp_frontend.cli import add_command, count, positive, rate, size
+from kp_frontend.cli import add_command, count, count_or_zero, positive, rate, size
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -194,7 +194,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--json", type=Path, help="file for the results")
     command.add_argument(
         "--memory-calls",
-        type=int,
+        type=count_or_zero,
         default=3,
         help="calls of each method in a separate process to measure memory (default 3; 0: none)",
     )
@@ -225,7 +225,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
         "--out",
         type=Path,
         required=True,
-        help="file to write; a description is put beside it",
+        help="file to write; its description is written beside it, with the suffix .json",
     )
     command.add_argument(
         "--precision",

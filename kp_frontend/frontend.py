@@ -222,7 +222,10 @@ class StereoFrontend:
             BadInput: too small for `max_keypoints` and `border`.
         """
         if min(height, width) < STRIDE + 2 * self.config.border:
-            raise BadInput(f"a {width}x{height} image is too small for the network")
+            raise BadInput(
+                f"a {width}x{height} image is too small for the network with border "
+                f"{self.config.border}"
+            )
         side = block_side(self.config.nms_radius)
         padded = (math.ceil(length / STRIDE) * STRIDE for length in (height, width))
         blocks = math.prod(math.ceil(length / side) for length in padded)

@@ -7,7 +7,7 @@ import math
 import shutil
 from pathlib import Path
 
-from kp_frontend.cli import add_bit_depth, add_command, count, device, positive
+from kp_frontend.cli import add_bit_depth, add_command, count, count_or_zero, device, positive
 
 
 def _images(arguments: argparse.Namespace, cache: Path) -> Path:
@@ -248,7 +248,10 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         help="stop after this time with a checkpoint; the same command resumes",
     )
     train.add_argument(
-        "--workers", type=int, default=1, help="number of processes that read images (default 1)"
+        "--workers",
+        type=count_or_zero,
+        default=1,
+        help="number of processes that read images (default 1)",
     )
     train.add_argument(
         "--middlebury",

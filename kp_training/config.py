@@ -194,7 +194,7 @@ def _settings(given: object, kind: type, path: Path) -> dict[str, Any]:
     checked = {}
     for name, value in given.items():
         if name not in {f.name for f in fields(kind)}:
-            raise ValueError(f"{path}: unknown setting {name!r}")
+            raise ValueError(f"{path}: unknown setting {name!r}{_hint(name)}")
         wanted = getattr(default, name)
         if is_dataclass(wanted):
             checked[name] = value
@@ -216,6 +216,14 @@ def _settings(given: object, kind: type, path: Path) -> dict[str, Any]:
             )
         checked[name] = value
     return checked
+
+
+def _hint(name: object) -> str:
+    """Where a setting that was given in the wrong place belongs; empty if it does not exist."""
+    for section, kind in (("labels", LabelConfig), ("views", ViewConfig)):
+        if name in {f.name for f in fields(kind)}:
+            return f"; it belongs in {section}"
+    return ""
 
 
 def _names() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
@@ -37,20 +38,22 @@ def run_export(
         capability: for TensorRT, compute capability of the GPU, see `Library.build`.
 
     Raises:
-        ValueError: something is missing, or the graph cannot be built.
+        ValueError: something is missing, the graph cannot be built, or `out` cannot be written.
         RuntimeError: TensorRT cannot build the engine.
     """
     reason = onnx_graph.unavailable()
     if reason is not None:
         raise ValueError(reason)
+    if capability and form != "tensorrt":
+        raise ValueError("--gpu is for --format tensorrt: a graph does not depend on the GPU")
     if form == "tensorrt":
         if not installed():
             raise ValueError("not installed: tensorrt or tensorrt_rtx")
         reason = library(installed()[0]).unsupported(capability) if capability else None
         if reason is not None:
             raise ValueError(reason)
-    out.resolve().parent.mkdir(parents=True, exist_ok=True)
     pipeline, example = StereoFrontend(config).pipeline(size[1], size[0], raw)
+    _require_writable(out)
     precision = config.precision
     if precision == "auto":
         precision = "fp16" if form == "tensorrt" else "fp32"
@@ -69,6 +72,24 @@ def run_export(
     console = Console()
     console.print(table)
     console.print(f"{out}: {len(content) / 2**20:.1f} MiB; {onnx_graph.description_file(out)}")
+
+
+def _require_writable(out: Path) -> None:
+    """Check a path before the work of some seconds or minutes.
+
+    Raises:
+        ValueError: nothing can be written there, or the description would replace the file.
+    """
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder, give a file")
+    if out == onnx_graph.description_file(out):
+        raise ValueError(f"{out}: .json is the suffix of the description, choose another one")
+    folder = out.resolve().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def _table(content: bytes, title: str) -> Table:

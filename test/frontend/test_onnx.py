@@ -366,6 +366,11 @@ def test_a_tensorrt_engine_agrees_on_a_gpu(pipeline, tmp_path):
         ("export --size 64x64 --max-keypoints 4096 -o x.onnx", "more than a 64x64 image can have"),
         ("export --model nothing -o x.onnx", "no weights 'nothing'"),
         ("export --nms-radius 1 -o x.onnx", "nms_radius is 1, must be between"),
+        ("export --border 300 -o x.onnx", "too small for the network with border 300"),
+        ("export --gpu 8.9 -o x.onnx", "--gpu is for --format tensorrt"),
+        ("export -o x.json", "is the suffix of the description"),
+        ("export -o .", "is a folder"),
+        ("export -o /proc/x.onnx", "cannot write to /proc"),
     ],
 )
 def test_a_wrong_export_ends_in_one_line(command, words, tmp_path, monkeypatch, capsys):

@@ -150,7 +150,8 @@ def test_a_stage_that_learns_own_keypoints_needs_weights(training_images, tmp_pa
     ("stages: [{name: a, epochs: 2}, {name: b}]", "epochs"),
     ("stages: [a, b]", "expected settings"),
     ("labels: {every: 0}", "every is 0"),
-    ("labels: {sauce: sift}", "unknown setting 'sauce'"),
+    ("labels: {sauce: sift}", "unknown setting 'sauce'$"),
+    ("jpeg_quality: 20", "unknown setting 'jpeg_quality'; it belongs in views"),
 ])  # fmt: skip
 def test_invalid_stages_are_rejected(text, told, tmp_path):
     (tmp_path / "slip.yaml").write_text(text)
