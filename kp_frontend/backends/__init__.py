@@ -95,6 +95,8 @@ def make_backend(
         if reason is not None:
             log.info("backend %s is not available: %s", choice, reason)
         else:
+            if options.engine and choice != "tensorrt":
+                log.warning("engine %s is not used: it is for the backend tensorrt", options.engine)
             try:
                 return module.build(pipeline, example, options)
             except Exception as error:  # libraries can raise anything; try the next backend

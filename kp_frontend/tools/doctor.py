@@ -100,7 +100,7 @@ def ros() -> dict[str, str]:
     spec = importlib.util.find_spec("message_filters")
     origin = spec.origin if spec else None
     if origin is None or origin.startswith(here):
-        found["message_filters"] = "our stand-in"
+        found["message_filters"] = "the built-in replacement"
     else:
         found["message_filters"] = str(Path(origin).parent)
     return found

@@ -248,6 +248,12 @@ def test_torch_runs_on_the_device_asked_for(pipeline):
     assert agreement(reference(pipe, inputs), engine(*(t.numpy() for t in inputs))).share == 1.0
 
 
+def test_an_engine_file_that_is_not_used_is_reported(pipeline, caplog):
+    pipe, inputs = pipeline
+    make_backend("torch", pipe, inputs, BackendOptions(engine="none.engine"))
+    assert "engine none.engine is not used: it is for the backend tensorrt" in caplog.text
+
+
 def test_auto_takes_the_next_backend_and_says_why_once(pipeline, tmp_path, caplog, monkeypatch):
     pipe, inputs = pipeline
     module = backend_module("openvino")
