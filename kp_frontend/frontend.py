@@ -51,7 +51,7 @@ class StereoFrontend:
         self._built_for: tuple[int, int, bool] | None = None
         self._left_out: frozenset[str] = frozenset()  # backends that failed
         self._tracker = Tracker(self.config.max_keypoints, self.network.config.descriptor_dim)
-        self._calibration: StereoCalibration | None = None  # of the pair before
+        self._raw: RawStereoCalibration | None = None  # of the pair before
 
     @property
     def backend(self) -> str:
@@ -107,7 +107,7 @@ class StereoFrontend:
             left, right: (H, W) uint8 grey images of equal size.
             calibration: gives depth, and bounds the disparity searched. The images are rectified,
                 or raw if it is a `RawStereoCalibration`; then only the points are rectified.
-                When it changes, tracks start anew.
+                When a raw one changes, tracks start anew.
 
         Raises:
             BadInput: images of another type or shape, different, too small for
@@ -119,9 +119,10 @@ class StereoFrontend:
         maps = self._maps(calibration, width, height)
         backend = self._backend_for(height, width, bool(maps))
         settings = self._settings(width, calibration)
-        if calibration != self._calibration:
+        raw = calibration if isinstance(calibration, RawStereoCalibration) else None
+        if raw != self._raw:
             self.reset()  # rectified places of known points are those of the other calibration
-            self._calibration = calibration
+            self._raw = raw
         prepared = time.perf_counter()
         outputs = backend((left, right), settings, *self._known(self._tracker.known), *maps)
         computed = time.perf_counter()

@@ -8,12 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kp_frontend.pipeline import PipelineResults
+
 # Requirements. Lower precision moves weak keypoints across the top-K limit, so only the top-scoring
 # half of the reference's keypoints is compared.
 NEAR = 1.0  # maximum distance of a keypoint from the reference, pixels
 # Minimum share of these keypoints that the engine also finds. One missing keypoint is always
 # allowed: two equal peaks can swap places, and a small image has few keypoints.
 LEAST_SHARE = 0.97
+LEAST_MATCHES = 0.5  # minimum share of the number of matches in the reference
+RIGHT_ROW = PipelineResults._fields.index("right_row")
 LEAST_COSINE = 0.98  # minimum of the median cosine similarity of their descriptors
 
 
@@ -101,7 +105,16 @@ def agreement(expected: list[np.ndarray], found: list[np.ndarray]) -> Agreement:
 
 
 def require(engine: object, expected: list[np.ndarray], found: list[np.ndarray]) -> None:
-    """Raise RuntimeError unless the result of an engine agrees with the reference."""
+    """Raise RuntimeError unless the result of an engine agrees with the reference.
+
+    Results that are finite in the reference must be finite, and matches must not be lost.
+    """
+    for ours, theirs in zip(expected, found, strict=True):
+        if np.isfinite(ours).all() and not np.isfinite(theirs).all():
+            raise RuntimeError(f"{engine} gives values that are not finite")
+    matches = [int((result[RIGHT_ROW] >= 0).sum()) for result in (expected, found)]
+    if matches[1] < LEAST_MATCHES * matches[0]:
+        raise RuntimeError(f"{engine} finds {matches[1]} matches, the reference {matches[0]}")
     result = agreement(expected, found)
     if not result.good:
         raise RuntimeError(f"{engine} does not agree with the reference: {result}")

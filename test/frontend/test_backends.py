@@ -23,7 +23,15 @@ from kp_frontend.backends import (
     make_backend,
     openvino_backend,
 )
-from kp_frontend.backends.agreement import Agreement, agreement, check_images, reference
+from kp_frontend.backends.agreement import (
+    RIGHT_ROW,
+    Agreement,
+    agreement,
+    check_images,
+    check_inputs,
+    reference,
+    require,
+)
 from kp_frontend.backends.engine_cache import EngineCache
 from kp_frontend.backends.tensorrt_backend import export
 from kp_frontend.calibration import identity_maps
@@ -246,6 +254,19 @@ def test_torch_runs_on_the_device_asked_for(pipeline):
     engine = make_backend("torch", pipe, inputs, BackendOptions(device="cpu"))
     assert next(engine.pipeline.parameters()).device.type == "cpu"
     assert agreement(reference(pipe, inputs), engine(*(t.numpy() for t in inputs))).share == 1.0
+
+
+def test_an_engine_that_loses_matches_or_is_not_finite_is_refused(pipeline):
+    pipe, inputs = pipeline
+    expected = reference(pipe, check_inputs(inputs))
+    require("engine", expected, expected)
+    fewer, broken = ([array.copy() for array in expected] for _ in range(2))
+    fewer[RIGHT_ROW][:] = -1
+    with pytest.raises(RuntimeError, match="finds 0 matches"):
+        require("engine", expected, fewer)
+    broken[RIGHT_ROW + 4][0] = np.nan
+    with pytest.raises(RuntimeError, match="not finite"):
+        require("engine", expected, broken)
 
 
 def test_an_engine_file_that_is_not_used_is_reported(pipeline, caplog):

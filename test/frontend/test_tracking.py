@@ -128,6 +128,16 @@ def test_another_calibration_ends_all_tracks(frontend):
     assert [int(f.max()) for f in lengths] == [1, 2, 1, 2]
 
 
+def test_tracks_survive_a_moving_region_of_interest(frontend):
+    """The principal point moves against the region, the pixels of the points stay comparable."""
+    frontend.reset()
+    moving = [dataclasses.replace(CALIBRATION, cx=CALIBRATION.cx + i) for i in range(3)]
+    pairs = zip(wall(3), moving, strict=True)
+    lengths = [frontend(*pair, calibration).left.track_lengths for pair, calibration in pairs]
+    assert [int(f.max()) for f in lengths] == [1, 2, 3]
+    assert (lengths[2] > 1).mean() > 0.5
+
+
 def test_a_cut_ends_all_tracks(frontend):
     other = made_world.texture(WIDTH + made_world.DISPARITY, seed=8)
     cut = [np.ascontiguousarray(other[:, s : s + WIDTH]) for s in (0, made_world.DISPARITY)]
