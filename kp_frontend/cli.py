@@ -128,6 +128,13 @@ def engine_builds_shown() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _words(error: Exception) -> str:
+    """The message of an error; for one of the operating system, the path and the reason."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake ends in one line and exit status 1."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # a damaged image is reported by the command
@@ -154,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 1
     except USER_ERRORS as error:
-        print(f"kp: {error}", file=sys.stderr)
+        print(f"kp: {_words(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from kp_frontend.cli import add_command, count, count_or_zero, positive, rate, size
+from kp_frontend.output_paths import check_file, check_folder
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -15,6 +16,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
     from kp_frontend.tools.demo import run_demo
 
+    check_folder(arguments.out)
     try:
         run_demo(arguments.out, arguments.frames, arguments.rate)
     except ExternalShutdownException:
@@ -32,6 +34,7 @@ def _soak(arguments: argparse.Namespace) -> None:
 
     from kp_frontend.tools.soak import run_soak
 
+    check_file(arguments.json)
     try:
         result = run_soak(arguments.minutes, arguments.json, arguments.rate, arguments.seed)
     except ExternalShutdownException:
@@ -43,6 +46,7 @@ def _soak(arguments: argparse.Namespace) -> None:
 def _doctor(arguments: argparse.Namespace) -> None:
     from kp_frontend.tools.doctor import run_doctor
 
+    check_file(arguments.json)
     report = run_doctor(arguments.model, arguments.size)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -51,6 +55,7 @@ def _doctor(arguments: argparse.Namespace) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     from kp_frontend.tools.bench import run_bench
 
+    check_file(arguments.json)
     run_bench(
         arguments.sizes,
         arguments.methods.split(","),

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from kp_frontend.cli import add_bit_depth, add_command, count, count_or_zero, device, positive
+from kp_frontend.output_paths import check_file, check_folder
 
 
 def _images(arguments: argparse.Namespace, cache: Path) -> Path:
@@ -30,6 +31,7 @@ def _images(arguments: argparse.Namespace, cache: Path) -> Path:
 def _label(arguments: argparse.Namespace) -> None:
     from kp_training.image_files import files_below, other_images
 
+    check_file(arguments.out)
     images = _images(arguments, arguments.out.with_name(arguments.out.name + ".images"))
     amount = {"most": arguments.most}
     if arguments.views:
@@ -58,6 +60,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from kp_training.parallel import join
     from kp_training.stages import train_recipe
 
+    check_folder(arguments.out)
     stages = load_recipe(arguments.config)
     process = join(arguments.device)
     if process.first:  # only the first process extracts the images of a bag
@@ -82,6 +85,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
     from kp_frontend.uncertainty import SUFFIX, uncertainty_path
     from kp_training.quantize import quantize
 
+    check_file(arguments.out)
     images = _images(arguments, arguments.out.with_name(arguments.out.name + ".images"))
     result = quantize(arguments.model, images, arguments.out, arguments.most)
     # The calibration of the confidence holds for the new file as well.
@@ -103,7 +107,6 @@ def _uncertainty(arguments: argparse.Namespace) -> None:
     from kp_training.evaluation.metrics import TRUST
     from kp_training.evaluation.page import shown
     from kp_training.evaluation.results import summary
-    from kp_training.labels import check_writable
     from kp_training.uncertainty import cross_validated, fit, point_metrics
     from kp_training.uncertainty_samples import (
         PointPairs,
@@ -112,7 +115,7 @@ def _uncertainty(arguments: argparse.Namespace) -> None:
     )
 
     out = arguments.out or uncertainty_path(arguments.model)
-    check_writable(out)
+    check_file(out)
     samples, skipped = collect_scenes(arguments.model, arguments.scenes, arguments.leave_out)
     made: list[PointPairs] = []
     if arguments.images:

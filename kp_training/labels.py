@@ -148,7 +148,6 @@ def label_folder(
         ValueError: there is no readable image, or the detector is unknown.
     """
     check_detector(detector)
-    check_writable(out)
     job = partial(_label_file, folder=folder, most=most, views=views, detector=detector)
     # Spawn, because a fork would inherit the locks of OpenCV's and torch's threads.
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -251,17 +250,6 @@ def _write_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
     with partial_file.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
     os.replace(partial_file, file)
-
-
-def check_writable(out: Path) -> None:
-    """Check before the work starts whether its result can be written; makes the parent folder.
-
-    Raises:
-        ValueError: `out` is a folder.
-    """
-    if out.is_dir():
-        raise ValueError(f"{out} is a folder; give the name of a file")
-    out.parent.mkdir(parents=True, exist_ok=True)
 
 
 def load_labels(folder: Path, file: Path) -> Labels:

@@ -29,7 +29,7 @@ from kp_frontend.network import (
 from kp_frontend.pipeline import StereoPipeline
 from kp_frontend.quantization import quantized, with_quantized_network
 from kp_training.image_files import evenly
-from kp_training.labels import check_writable, find_images, read_grey
+from kp_training.labels import find_images, read_grey
 
 LONGEST = 640  # pixels: larger images are reduced to this
 
@@ -58,7 +58,6 @@ def quantize(model: str | Path, folder: Path, out: Path, most: int = 100) -> Res
         RuntimeError: the int8 network does not agree with fp32; nothing is written.
     """
     network, metadata = load_network(model), read_metadata(model)
-    check_writable(out)
     chosen = evenly(find_images(folder), most)
     fast = folded(network)
     images, unreadable = [], []

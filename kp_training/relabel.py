@@ -33,7 +33,7 @@ from kp_frontend.network import (
     weights_path,
 )
 from kp_training.classics import random_homography
-from kp_training.labels import Labels, check_writable, image_seed, label_in_parts, read_grey
+from kp_training.labels import Labels, image_seed, label_in_parts, read_grey
 from kp_training.photometric import NOISE, photometric
 from kp_training.views import native_bf16, sample, transform
 
@@ -130,7 +130,6 @@ def relabel_folder(
         ValueError: there is no readable image, or the weights cannot be used.
     """
     network = channels_last(load_for_inference(model).to(device))
-    check_writable(out)
 
     def rows_of(paths: list[Path]) -> Iterator[np.ndarray | None]:
         for path in paths:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +11,7 @@ from kp_frontend.backends import onnx_graph
 from kp_frontend.backends.tensorrt_library import installed, library
 from kp_frontend.config import FrontendConfig
 from kp_frontend.frontend import StereoFrontend
+from kp_frontend.output_paths import check_file
 
 FORMATS = ("onnx", "tensorrt")
 
@@ -53,7 +53,9 @@ def run_export(
         if reason is not None:
             raise ValueError(reason)
     pipeline, example = StereoFrontend(config).pipeline(size[1], size[0], raw)
-    _require_writable(out)
+    check_file(out)
+    if out == onnx_graph.description_file(out):
+        raise ValueError(f"{out}: .json is the suffix of the description, choose another one")
     precision = config.precision
     if precision == "auto":
         precision = "fp16" if form == "tensorrt" else "fp32"
@@ -72,24 +74,6 @@ def run_export(
     console = Console()
     console.print(table)
     console.print(f"{out}: {len(content) / 2**20:.1f} MiB; {onnx_graph.description_file(out)}")
-
-
-def _require_writable(out: Path) -> None:
-    """Check a path before the work of some seconds or minutes.
-
-    Raises:
-        ValueError: nothing can be written there, or the description would replace the file.
-    """
-    if out.is_dir():
-        raise ValueError(f"{out} is a folder, give a file")
-    if out == onnx_graph.description_file(out):
-        raise ValueError(f"{out}: .json is the suffix of the description, choose another one")
-    folder = out.resolve().parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def _table(content: bytes, title: str) -> Table:

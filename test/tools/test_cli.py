@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from kp_frontend.cli import main
+from kp_frontend.output_paths import check_file
 from kp_frontend.ros.environment import share_folder, typestore
 
 
@@ -69,6 +70,54 @@ def test_a_mistake_ends_in_one_line(folder, capfd, command):
     assert main(command.format(folder).split()) == 1
     words = capfd.readouterr().err.strip().splitlines()
     assert len(words) == 1 and words[0].startswith("kp: ")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "bench --json",
+        "doctor --json",
+        "soak --json",
+        "bag info {0}/none.mcap --json",
+        "label {0}/images --out",
+        "quantize tiny --images {0}/images --out",
+        "uncertainty tiny --scenes {0}/dark --out",
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named_before_the_work(folder, capfd, command):
+    for path, reason in (("run", "run is a folder"), ("junk.npz/out", "junk.npz is a file")):
+        assert main([*command.format(folder).split(), str(folder / path)]) == 1
+        (line,) = capfd.readouterr().err.splitlines()
+        assert f"{folder}/{reason}, not a" in line
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "demo",
+        "train --images {0}/images",
+        "evaluate middlebury {0}/dark",
+        "evaluate homography {0}/images",
+        "evaluate bag {0}/none.mcap",
+        "evaluate odometry {0}/none",
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(folder, capfd, command):
+    for path, words in (
+        ("junk.npz", f"{folder}/junk.npz is a file, not a folder"),
+        ("junk.npz/out", f"cannot write to {folder}/junk.npz/out: Not a directory"),
+    ):
+        assert main([*command.format(folder).split(), "--out", str(folder / path)]) == 1
+        assert capfd.readouterr().err == f"kp: {words}\n"
+
+
+def test_the_check_of_a_path_leaves_a_file_as_it_is(tmp_path):
+    file = tmp_path / "new" / "result.json"
+    check_file(file)
+    assert file.parent.is_dir() and not list(file.parent.iterdir())
+    file.write_text("before")
+    check_file(file)
+    assert file.read_text() == "before"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from kp_frontend.cli import add_command, rate
+from kp_frontend.output_paths import check_file
 
 LAYOUTS = ("middlebury", "kitti", "euroc", "folder")
 
@@ -30,6 +31,7 @@ def _make(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
+    check_file(arguments.json)
     _print_topics(arguments.bag, arguments.json)
 
 
