@@ -26,6 +26,19 @@ GROUPS = (
 )
 
 
+def listed(text: str) -> list[str]:
+    """The names in a comma-separated list. Spaces around them are ignored."""
+    return [name for part in text.split(",") if (name := part.strip())]
+
+
+def names(text: str) -> list[str]:
+    """Argument type: names in a comma-separated list."""
+    found = listed(text)
+    if not found:
+        raise argparse.ArgumentTypeError("the list is empty")
+    return found
+
+
 def count(text: str) -> int:
     """Argument type: a whole number above 0."""
     if not text.isdigit() or int(text) < 1:

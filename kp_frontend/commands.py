@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from kp_frontend.cli import add_command, count, count_or_zero, positive, rate, size
+from kp_frontend.cli import add_command, count, count_or_zero, names, positive, rate, size
 from kp_frontend.output_paths import check_file, check_folder
 
 
@@ -58,8 +58,8 @@ def _bench(arguments: argparse.Namespace) -> None:
     check_file(arguments.json)
     run_bench(
         arguments.sizes,
-        arguments.methods.split(","),
-        arguments.backends.split(","),
+        arguments.methods,
+        arguments.backends,
         arguments.rounds,
         arguments.json,
         arguments.memory_calls,
@@ -99,7 +99,7 @@ def _capability(text: str) -> tuple[int, int]:
 
 
 def _sizes(text: str) -> list[tuple[int, int]]:
-    return [size(part) for part in text.split(",")]
+    return [size(part) for part in names(text)]
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -183,12 +183,14 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument(
         "--methods",
+        type=names,
         default="tiny,base,orb,sift,superpoint_shape",
         help="comma-separated list: network names or weights files, orb, sift, superpoint_shape "
         "(default: all)",
     )
     command.add_argument(
         "--backends",
+        type=names,
         default="tensorrt,cuda,openvino,torch",
         help="comma-separated list; unavailable backends are skipped (default: all); a precision "
         "can follow a name: openvino:int8",

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kp_frontend.cli import add_bit_depth, add_command, count, positive, rate, size
+from kp_frontend.cli import add_bit_depth, add_command, count, listed, names, positive, rate, size
 from kp_frontend.output_paths import check_folder
 
 if TYPE_CHECKING:  # imported where used, so that `kp --help` loads neither torch nor matplotlib
@@ -28,8 +28,7 @@ def _middlebury(arguments: argparse.Namespace) -> None:
     from kp_training.evaluation.middlebury.report import middlebury_report
 
     check_folder(arguments.out)
-    disturb = [name for name in arguments.disturb.split(",") if name]
-    evaluation = evaluate_middlebury(*_of_pairs(arguments), arguments.show, disturb)
+    evaluation = evaluate_middlebury(*_of_pairs(arguments), arguments.show, arguments.disturb)
     _finish_pairs(arguments.out, evaluation.metrics, middlebury_report(evaluation))
 
 
@@ -102,11 +101,11 @@ def _odometry(arguments: argparse.Namespace) -> None:
     _finish(arguments.out, result, report.odometry_report(result), tables, left_out)
 
 
-def _methods(listed: str, further: Iterable[str] = ()) -> list[str]:
-    names = [*(name for name in listed.split(",") if name), *further]
-    if not names:
+def _methods(text: str, further: Iterable[str] = ()) -> list[str]:
+    found = [*listed(text), *further]
+    if not found:
         raise ValueError("no method is given; list some with --methods")
-    return names
+    return found
 
 
 def _of_pairs(
@@ -375,7 +374,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     middlebury.add_argument("--show", help="scene of the report's pictures (default: the first)")
     middlebury.add_argument(
-        "--disturb", default="", metavar="NAMES",
+        "--disturb", type=names, default=[], metavar="NAMES",
         help="also evaluate disturbed images: comma-separated list of right_dim, dark, noise20, "
         "motion9, motion9_right, jpeg20, rotate20; the numbers can be changed; see "
         "docs/evaluation.md",

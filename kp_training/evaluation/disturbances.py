@@ -18,6 +18,8 @@ from kp_training.evaluation.method import Found
 
 RIGHT_GAIN, DARK_GAIN, DARK_NOISE = 0.4, 0.15, 2.0
 EXAMPLES = "right_dim, dark, noise10, noise20, motion9, motion9_right, jpeg20, rotate20"
+# Lowest and highest number in the name of a disturbance.
+LIMITS = {"noise": (1, 100), "motion": (2, 99), "jpeg": (1, 100), "rotate": (1, 180)}
 Apply = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
@@ -78,24 +80,34 @@ def _find(name: str) -> Disturbance:
         return Disturbance(
             name, words, lambda image, rng: _noisy(_bytes(image * DARK_GAIN), DARK_NOISE, rng)
         )
-    found = re.fullmatch(r"(noise|motion|jpeg|rotate)(\d{1,3})(_right)?", name)
-    kind, right = (found[1], bool(found[3])) if found else ("", False)
-    number = int(found[2]) if found else 0
-    if kind == "noise" and 1 <= number <= 100 and not right:
+    found = re.fullmatch(rf"({'|'.join(LIMITS)})(.*?)(_right)?", name)
+    if not found or (found[3] and found[1] != "motion"):
+        raise ValueError(f"unknown disturbance {name!r}; examples: {EXAMPLES}")
+    kind, right, number = found[1], bool(found[3]), _number(name, found[1], found[2])
+    if kind == "noise":
         words = f"both images with noise {number}"
         return Disturbance(name, words, lambda image, rng: _noisy(image, number, rng))
-    if kind == "motion" and 2 <= number <= 99:
+    if kind == "motion":
         words = f"{'right image' if right else 'both images'} blurred over {number} px"
         return Disturbance(name, words, lambda image, _: _blurred(image, number), both=not right)
-    if kind == "jpeg" and 1 <= number <= 100 and not right:
+    if kind == "jpeg":
         words = f"both images with JPEG quality {number}"
         return Disturbance(name, words, lambda image, _: _compressed(image, number))
-    if kind == "rotate" and 1 <= number <= 180 and not right:
-        words = f"right image turned by {number} degrees"
-        return Disturbance(
-            name, words, lambda image, _: _turned(image, number), both=False, degrees=number
+    words = f"right image turned by {number} degrees"
+    return Disturbance(
+        name, words, lambda image, _: _turned(image, number), both=False, degrees=number
+    )
+
+
+def _number(name: str, kind: str, text: str) -> int:
+    """The number in the name of a disturbance."""
+    low, high = LIMITS[kind]
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise ValueError(
+            f"disturbance {name!r}: {kind} needs a whole number from {low} to {high}, such as "
+            f"{kind}20"
         )
-    raise ValueError(f"unknown disturbance {name!r}; examples: {EXAMPLES}")
+    return int(text)
 
 
 def _bytes(image: np.ndarray) -> np.ndarray:

@@ -87,10 +87,22 @@ def test_keypoints_of_a_turned_image_are_turned_back():
     assert right_most[1] < 60
 
 
-@pytest.mark.parametrize("name", ["fog", "noise", "noise0", "noise101", "jpeg0", "jpeg20_right",
-                                  "rotate181", "motion1"])  # fmt: skip
-def test_an_unknown_disturbance_is_one_line(name, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("fog", "unknown disturbance 'fog'; examples: right_dim, "),
+        ("jpeg20_right", "unknown disturbance 'jpeg20_right'"),
+        ("noise", "disturbance 'noise': noise needs a whole number from 1 to 100"),
+        ("noise-5", "disturbance 'noise-5': noise needs a whole number from 1 to 100"),
+        ("noise2.5", "disturbance 'noise2.5': noise needs a whole number from 1 to 100"),
+        ("noise101", "noise needs a whole number from 1 to 100"),
+        ("jpeg0", "jpeg needs a whole number from 1 to 100"),
+        ("rotate1000", "rotate needs a whole number from 1 to 180"),
+        ("motion1_right", "motion needs a whole number from 2 to 99"),
+    ],
+)
+def test_a_wrong_disturbance_is_one_line(name, reason, tmp_path, capsys):
     words = ["evaluate", "middlebury", str(tmp_path), "--out", str(tmp_path / "out")]
-    assert main([*words, "--disturb", f"noise20,{name}"]) != 0
+    assert main([*words, "--disturb", f"noise20, {name}"]) != 0
     error = capsys.readouterr().err
-    assert f"unknown disturbance '{name}'" in error and "jpeg20" in error and error.count("\n") == 1
+    assert reason in error and error.count("\n") == 1

@@ -133,6 +133,9 @@ def test_the_check_of_a_path_leaves_a_file_as_it_is(tmp_path):
         "bench --rounds 0",
         "bench --memory-calls -1",
         "bench --sizes 640",
+        "bench --sizes ,",
+        "bench --methods= --sizes 640x480",
+        "evaluate middlebury x --out y --disturb ,",
         "bench --sizes 640x480,10x10",
     ],
 )
