@@ -7,6 +7,7 @@ pair.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import Field, dataclass, fields, replace
 from typing import Any
@@ -23,6 +24,7 @@ from rclpy.parameter import Parameter
 from kp_frontend.config import FrontendConfig
 from kp_frontend.encodings import BIT_DEPTH_CHOICES
 from kp_frontend.ros.messages import DESCRIPTOR_TYPES
+from kp_frontend.ros.rclpy_private import given_parameters
 from kp_frontend.settings import bounds, check, setting
 
 
@@ -145,6 +147,26 @@ def declare(node: Node, kind: type) -> dict[str, Any]:
         f.name: node.declare_parameter(f.name, f.default, descriptor(f)).value for f in fields(kind)
     }
     return _own(declared, kind)
+
+
+def warn_of_unknown(node: Node) -> None:
+    """Log the parameters that a node was given but ignores, with the closest name that exists.
+
+    A file of parameters may be for several nodes, so those of our other nodes are not reported.
+    """
+    given = {name for name in given_parameters(node) if not node.has_parameter(name)}
+    if not given:
+        return
+    from kp_frontend.ros.odometry_parameters import ODOMETRY_CONFIGS  # late: it loads SciPy
+
+    ours = {f.name for kind in (*CONFIGS, *ODOMETRY_CONFIGS) for f in fields(kind)}
+    unknown = []
+    for name in sorted(given - ours):
+        if not name.startswith("qos_overrides."):  # rclpy's own
+            close = difflib.get_close_matches(name, ours, n=1)
+            unknown.append(f"{name} (did you mean {close[0]}?)" if close else name)
+    if unknown:
+        node.get_logger().warning(f"unknown parameters are ignored: {', '.join(unknown)}")
 
 
 def _own(values: dict[str, Any], kind: type) -> dict[str, Any]:

@@ -4,6 +4,8 @@
 raises `RCLError` after the context has ended. `rclpy.init` raises both for command-line arguments
 that it cannot parse.
 
+`Node._parameter_overrides`: rclpy has no public way to list the parameters that a node was given.
+
 `LifecycleNode.__change_state`, `._state_machine`: rclpy has no public way to refuse a transition.
 `.__register_callback`: nor to log an exception of its callback.
 """
@@ -16,14 +18,20 @@ from collections.abc import Callable
 
 from rclpy._rclpy_pybind11 import RCLError, UnknownROSArgsError
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
 
-__all__ = ["RCLError", "SafeLifecycleNode", "UnknownROSArgsError"]
+__all__ = ["RCLError", "SafeLifecycleNode", "UnknownROSArgsError", "given_parameters"]
 
 Transition = Callable[[LifecycleState], TransitionCallbackReturn]
 
 # As Python mangles the names.
 _CHANGE_STATE = "_LifecycleNodeMixin__change_state"
 _REGISTER_CALLBACK = "_LifecycleNodeMixin__register_callback"
+
+
+def given_parameters(node: Node) -> list[str]:
+    """Names of the parameters that a node was given at start, declared or not."""
+    return list(node._parameter_overrides)
 
 
 class SafeLifecycleNode(LifecycleNode):

@@ -12,6 +12,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
+from kp_frontend.ros.parameters import warn_of_unknown
 from kp_frontend.ros.rclpy_private import RCLError, UnknownROSArgsError
 
 CANNOT_START = (ValueError, ParameterException, RCLError, UnknownROSArgsError)
@@ -45,6 +46,7 @@ def run_node(
         try:
             rclpy.init(args=args)
             node = make()
+            warn_of_unknown(node)
             if start is not None:
                 start(node)
         except CANNOT_START as error:

@@ -16,6 +16,7 @@ from kp_frontend.ros.rclpy_private import (
     RCLError,
     SafeLifecycleNode,
     UnknownROSArgsError,
+    given_parameters,
 )
 
 
@@ -45,6 +46,13 @@ def test_publishing_after_the_context_has_ended_raises_rcl_error(context):
 def test_bad_arguments_raise_the_named_errors(arguments, error):
     with pytest.raises(error):
         rclpy.init(args=["program", *arguments], context=Context())
+
+
+def test_the_given_parameters_of_a_node_are_listed(context):
+    overrides = ["--ros-args", "-p", "a.b:=1", "-p", "c:=x"]
+    node = rclpy.create_node("given", context=context, cli_args=overrides)
+    node.declare_parameter("c", "y")
+    assert sorted(given_parameters(node)) == ["a.b", "c"]
 
 
 def test_an_impossible_transition_is_refused_and_others_are_made(context):
