@@ -1,20 +1,40 @@
 """Start front end and odometry: `ros2 launch kp_frontend odometry.launch.py left_image:=...`.
 
 The arguments of `stereo.launch.py`, which starts the front end, work here too. `params_file` is for
-both nodes. With `frontend:=false` only the odometry starts. It then uses features from a recording
-or from another machine.
+both nodes; `base_frame` overrides the one in it. With `frontend:=false` only the odometry starts.
+It then uses features from a recording or from another machine.
 """
 
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.conditions import IfCondition
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchDescription
+
+
+def odometry(context):
+    """The odometry node. `base_frame` is a parameter only if it is given."""
+    base_frame = LaunchConfiguration("base_frame").perform(context)
+    parameters = {"use_sim_time": LaunchConfiguration("use_sim_time")}
+    node = Node(
+        package="kp_frontend",
+        executable="stereo_odometry",
+        name="stereo_odometry",
+        namespace=LaunchConfiguration("namespace"),
+        ros_arguments=["--params-file", LaunchConfiguration("params_file")],
+        parameters=[parameters | ({"base_frame": base_frame} if base_frame else {})],
+        remappings=[
+            ("features", LaunchConfiguration("features")),
+            ("odom", LaunchConfiguration("odom")),
+        ],
+        output="screen",
+    )
+    return [node]
 
 
 def generate_launch_description():
@@ -26,6 +46,7 @@ def generate_launch_description():
         "frontend": ("true", "start the front end too"),
         "features": ("kp_frontend/features", "topic of the features"),
         "odom": ("odom", "topic of the odometry"),
+        "base_frame": ("", "robot frame; empty: that of params_file"),
         "odometry_rviz": ("false", "show the path and the landmarks in RViz"),
     }
     declared = [
@@ -39,19 +60,6 @@ def generate_launch_description():
         }.items(),
         condition=IfCondition(LaunchConfiguration("frontend")),
     )
-    odometry = Node(
-        package="kp_frontend",
-        executable="stereo_odometry",
-        name="stereo_odometry",
-        namespace=LaunchConfiguration("namespace"),
-        ros_arguments=["--params-file", LaunchConfiguration("params_file")],
-        parameters=[{"use_sim_time": LaunchConfiguration("use_sim_time")}],
-        remappings=[
-            ("features", LaunchConfiguration("features")),
-            ("odom", LaunchConfiguration("odom")),
-        ],
-        output="screen",
-    )
     rviz = Node(
         package="rviz2",
         executable="rviz2",
@@ -59,4 +67,4 @@ def generate_launch_description():
         arguments=["-d", str(share / "config" / "odometry.rviz")],
         condition=IfCondition(LaunchConfiguration("odometry_rviz")),
     )
-    return LaunchDescription([*declared, frontend, odometry, rviz])
+    return LaunchDescription([*declared, frontend, OpaqueFunction(function=odometry), rviz])

@@ -34,7 +34,7 @@ def generate_launch_description():
         "right_info": ("right/camera_info", "topic of the right camera_info"),
         "features": ("kp_frontend/features", "topic of the features"),
         "odom": ("odom", "topic of the odometry"),
-        "base_frame": ("base_link", "robot frame, as in the odometry"),
+        "base_frame": ("base_link", "robot frame, of the odometry and of RTAB-Map"),
         "database_path": ("~/.ros/rtabmap.db", "database file of the map"),
     }
     declared = [
@@ -46,7 +46,7 @@ def generate_launch_description():
         PythonLaunchDescriptionSource(str(share / "launch" / "odometry.launch.py")),
         launch_arguments={
             name: LaunchConfiguration(name)
-            for name in ("namespace", "use_sim_time", "features", "odom", *images)
+            for name in ("namespace", "use_sim_time", "features", "odom", "base_frame", *images)
         }.items(),
     )
     bridge = Node(

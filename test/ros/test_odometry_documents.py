@@ -91,11 +91,15 @@ class Recorded:
         self.args, self.kwargs = args, kwargs
 
 
-def described(name, monkeypatch):
-    """The nodes, included files and arguments of a launch file."""
+def described(name, monkeypatch, **given):
+    """The nodes, included files and arguments of a launch file that is given some arguments."""
     for module, names in {
         "launch": ["LaunchDescription"],
-        "launch.actions": ["DeclareLaunchArgument", "IncludeLaunchDescription"],
+        "launch.actions": [
+            "DeclareLaunchArgument",
+            "IncludeLaunchDescription",
+            "OpaqueFunction",
+        ],
         "launch.conditions": ["IfCondition"],
         "launch.launch_description_sources": ["PythonLaunchDescriptionSource"],
         "launch.substitutions": ["LaunchConfiguration"],
@@ -112,9 +116,20 @@ def described(name, monkeypatch):
     spec = importlib.util.spec_from_file_location("described", ROOT / "launch" / name)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    actions = module.generate_launch_description().args[0]
+    values = {
+        a.args[0]: a.kwargs["default_value"]
+        for a in actions
+        if type(a).__name__ == "DeclareLaunchArgument"
+    } | given
+    module.LaunchConfiguration.perform = lambda self, context: context[self.args[0]]
     found = {}
-    for action in module.generate_launch_description().args[0]:
-        found.setdefault(type(action).__name__, []).append(action)
+    for action in actions:
+        made = [action]
+        if type(action).__name__ == "OpaqueFunction":
+            made = action.kwargs["function"](values)
+        for one in made:
+            found.setdefault(type(one).__name__, []).append(one)
     return found
 
 
@@ -141,6 +156,23 @@ def test_launch_files_start_what_there_is(name, programs, monkeypatch):
     # What is passed on is an argument there, or of the file which that one includes.
     further = path.read_text() + (ROOT / "launch/stereo.launch.py").read_text()
     assert all(f'"{argument}": (' in further for argument in passed)
+
+
+def test_the_base_frame_reaches_odometry_and_rtabmap(monkeypatch):
+    for given in ({}, {"base_frame": "base_footprint"}):
+        found = described("odometry.launch.py", monkeypatch, **given)
+        odometry = next(n for n in found["Node"] if n.kwargs["name"] == "stereo_odometry")
+        (parameters,) = odometry.kwargs["parameters"]
+        assert parameters.keys() - {"use_sim_time"} == given.keys()
+        assert parameters.get("base_frame") == given.get("base_frame")
+    found = described("rtabmap.launch.py", monkeypatch)
+    (included,) = found["IncludeLaunchDescription"]
+    (rtabmap,) = (n for n in found["Node"] if n.kwargs["name"] == "rtabmap")
+    for value in (
+        dict(included.kwargs["launch_arguments"])["base_frame"],
+        rtabmap.kwargs["parameters"][0]["frame_id"],
+    ):
+        assert value.args == ("base_frame",)
 
 
 def test_rtabmap_is_told_to_use_our_features(monkeypatch):
