@@ -36,7 +36,9 @@ def _soak(arguments: argparse.Namespace) -> None:
 
     check_file(arguments.json)
     try:
-        result = run_soak(arguments.minutes, arguments.json, arguments.rate, arguments.seed)
+        result = run_soak(
+            arguments.minutes, arguments.json, arguments.rate, arguments.seed, arguments.transport
+        )
     except ExternalShutdownException:
         sys.exit(130)  # exit status of SIGINT in a shell
     if result["errors"]:
@@ -145,6 +147,12 @@ def _add_soak(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--minutes", type=positive, default=10.0, help="duration (default 10)")
     command.add_argument("--rate", type=rate, default=10.0, help="pairs per second (default 10)")
     command.add_argument("--seed", type=int, default=0, help="seed of the faults (default 0)")
+    command.add_argument(
+        "--transport",
+        choices=("raw", "compressed"),
+        default="raw",
+        help="type of the images: raw (default), or compressed: JPEG and PNG",
+    )
     command.add_argument(
         "--json", type=Path, help="file for the result; the log of the node is written next to it"
     )

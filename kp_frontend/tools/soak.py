@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rclpy
@@ -29,15 +30,13 @@ from rclpy.parameter_client import AsyncParameterClient
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from sensor_msgs.msg import Image, PointCloud2
 
-from kp_frontend.ros.messages import image_message, stamp_ns
+from kp_frontend.ros.messages import ImageMessage, image_message, stamp_ns
 from kp_frontend.ros.processes import private_environment, process
 from kp_frontend.tools.demo import HEIGHT, WIDTH, camera_infos, load_pair, window_place
-from kp_frontend.tools.soak_inputs import BAD, GOOD, INFOS, dark
+from kp_frontend.tools.soak_inputs import BY_TRANSPORT, INFOS, Camera, compressed, dark
 
-TOPICS = {f"{side}/{name}": kind for side in ("left", "right")
-          for name, kind in (("camera_info", CameraInfo), ("image", Image))}  # fmt: skip
 LEVELS = {b"\0": "OK", b"\1": "WARN", b"\2": "ERROR", b"\3": "STALE"}
 APART = 7_000_000  # ns between the stamps of a pair while the clocks differ
 NODE_START = 180.0  # seconds until the node must have subscribed
@@ -46,32 +45,14 @@ MOST_GROWTH = 0.01  # maximum growth of the node's memory, checked in runs of at
 LONG, SETTLED = 5.0, 60.0  # minutes; seconds before the first memory measurement in such runs
 
 
-class Camera:
-    """The driver of a stereo camera, with its own DDS participant."""
-
-    def __init__(self) -> None:
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context)
-        self.node = rclpy.create_node("soak_camera", context=self.context)
-        self.publishers = {t: self.node.create_publisher(k, t, 10) for t, k in TOPICS.items()}
-
-    def heard(self) -> bool:
-        """Whether all topics have a subscriber."""
-        return all(p.get_subscription_count() for p in self.publishers.values())
-
-    def close(self) -> None:
-        """Leave DDS."""
-        self.node.destroy_node()
-        self.context.try_shutdown()  # an interrupt may already have ended it
-
-
 class Soak:
     """The stream, its faults and the counted results."""
 
-    def __init__(self, rate: float, seed: int) -> None:
-        self.rate, self.random = rate, random.Random(seed)
+    def __init__(self, rate: float, seed: int, transport: str) -> None:
+        self.rate, self.random, self.transport = rate, random.Random(seed), transport
+        self.bad, self.good = BY_TRANSPORT[transport]
         self.pair = load_pair()
-        self.camera = Camera()
+        self.camera = Camera(transport)
         self.node = rclpy.create_node("soak")
         self.executor = SingleThreadedExecutor()
         self.executor.add_node(self.node)
@@ -115,7 +96,7 @@ class Soak:
             if values["received"] != balance:
                 self.errors.append(f"counters do not balance: {values}")
 
-    def send(self, spoil: Callable[[Image], None] | None = None, both: bool = False) -> None:
+    def send(self, spoil: Callable[[Any], None] | None = None, both: bool = False) -> None:
         """Publish the next pair. `spoil` changes its left image, or both images."""
         self.frame += 1
         x, y = window_place(self.frame, self.pair)
@@ -131,9 +112,11 @@ class Soak:
             if side == "right" and now < self.left_only_until:
                 continue
             window = pixels[y : y + HEIGHT, x : x + WIDTH]
-            image = image_message(window, "mono8")
+            image: ImageMessage = image_message(window, "mono8")
             if now < self.dark_until:
                 dark(image)
+            if self.transport == "compressed":
+                image = compressed(image)
             own = stamp + (APART if side == "right" and now < self.apart_until else 0)
             for name, message in (("camera_info", infos[side]), ("image", image)):
                 message.header.stamp.sec, message.header.stamp.nanosec = divmod(own, 10**9)
@@ -156,9 +139,9 @@ class Soak:
         self.faults[name] += 1
         if name == "bad":
             for _ in range(5):
-                self.send(self.random.choice(list(BAD.values())), self.random.random() < 0.5)
+                self.send(self.random.choice(list(self.bad.values())), self.random.random() < 0.5)
         elif name == "other encoding":
-            self.send(self.random.choice(list(GOOD.values())), both=True)
+            self.send(self.random.choice(list(self.good.values())), both=True)
         elif name == "lonely image":
             self.left_only_until = time.monotonic() + 0.01
             self.send()
@@ -174,7 +157,7 @@ class Soak:
             self.silent_until = time.monotonic() + 1.0
         elif name == "driver restarts":
             self.camera.close()
-            self.camera = Camera()
+            self.camera = Camera(self.transport)
         elif name == "viewers":
             while self.viewers:
                 self.node.destroy_subscription(self.viewers.pop())
@@ -230,6 +213,11 @@ class Soak:
             self.send()
             self.executor.spin_once(timeout_sec=0.1)
 
+    def all_counted(self) -> bool:
+        """Whether the counters contain the last pair that was received, and no image waits."""
+        pairs = max(self.sequences, default=-1) + 1
+        return self.counts.get("processed") == 2 * pairs and not self.counts["waiting"]
+
     def close(self) -> None:
         """Leave DDS."""
         self.camera.close()
@@ -247,7 +235,11 @@ def rss_mb(pid: int) -> float:
 
 
 def run_soak(
-    minutes: float, json_file: Path | None = None, rate: float = 10.0, seed: int = 0
+    minutes: float,
+    json_file: Path | None = None,
+    rate: float = 10.0,
+    seed: int = 0,
+    transport: str = "raw",
 ) -> dict:
     """Stream for some minutes and check the result.
 
@@ -256,6 +248,7 @@ def run_soak(
         json_file: file for the result.
         rate: pairs per second, except during bursts and pauses.
         seed: seed of the faults.
+        transport: type of the images: `raw` or `compressed`.
 
     Returns:
         The content of the file. `errors` is empty if all checks pass.
@@ -265,9 +258,10 @@ def run_soak(
     """
     os.environ.update(private_environment())
     log = json_file.with_suffix(".log") if json_file else Path(os.devnull)
-    command = ("kp_frontend.ros.node", "--ros-args", "-p", "reliable:=true")
+    given = ("-p", "reliable:=true", "-p", f"transport:={transport}")
+    command = ("kp_frontend.ros.node", "--ros-args", *given)
     rclpy.init()
-    soak = Soak(rate, seed)
+    soak = Soak(rate, seed, transport)
     try:
         with (
             Progress(transient=True) as bar,
@@ -305,9 +299,8 @@ def _balance(soak: Soak, node: subprocess.Popen, minutes: float, seconds: float)
         soak.send()
         last = max(soak.sequences, default=-1)
         soak.wait(lambda: max(soak.sequences, default=-1) > last, 10.0)
-        before = dict(soak.counts)
-        if not soak.wait(lambda: soak.counts != before and not soak.counts["waiting"], 10.0):
-            errors.append(f"images are still waiting at the end: {soak.counts}")
+        if not soak.wait(soak.all_counted, 10.0):
+            errors.append(f"images are not counted at the end: {soak.counts}")
         interrupted = time.monotonic()
         node.send_signal(signal.SIGINT)
         try:
@@ -340,6 +333,7 @@ def _balance(soak: Soak, node: subprocess.Popen, minutes: float, seconds: float)
         errors.append(f"memory grew from {start:.0f} to {end:.0f} MB")
     return {
         "minutes": minutes,
+        "transport": soak.transport,
         "seconds": round(seconds, 1),
         "sent": soak.images_sent,
         "received": received,

@@ -7,7 +7,14 @@ import math
 import subprocess
 import sys
 
+import numpy as np
+import pytest
+from conftest import OTHER_DOMAIN
+
+from kp_frontend.encodings import GreyConverter
+from kp_frontend.ros.messages import image_message
 from kp_frontend.tools.soak import _memory
+from kp_frontend.tools.soak_inputs import BAD_COMPRESSED, GOOD_COMPRESSED, Camera, compressed
 
 
 def test_a_short_soak_balances(tmp_path):
@@ -32,3 +39,28 @@ def test_memory_is_compared_between_the_settled_start_and_the_end():
     start, end = _memory(samples, 10.0)
     assert (round(start, 1), round(end, 1)) == (501.5, 509.5)
     assert all(math.isnan(value) for value in _memory([], 1.0))
+
+
+def test_compressed_images_are_published_as_image_transport_does(monkeypatch):
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(OTHER_DOMAIN))
+    camera = Camera("compressed")
+    topics = {p.topic_name for p in camera.publishers.values()}
+    camera.close()
+    sides, names = ("left", "right"), ("camera_info", "image/compressed")
+    assert topics == {f"/{side}/{name}" for side in sides for name in names}
+
+
+@pytest.mark.parametrize("name", [name for name in BAD_COMPRESSED if "stamp" not in name])
+def test_a_bad_compressed_image_is_refused(name, pair):
+    message = compressed(image_message(pair[0], "mono8"))
+    BAD_COMPRESSED[name](message)
+    with pytest.raises(ValueError, match="compressed image"):
+        GreyConverter("auto")(message)
+
+
+@pytest.mark.parametrize("name", GOOD_COMPRESSED)
+def test_a_good_compressed_image_has_the_same_pixels(name, pair):
+    message = compressed(image_message(pair[0], "mono8"))
+    GOOD_COMPRESSED[name](message)
+    grey = GreyConverter("auto")(message).astype(float)
+    assert np.abs(grey - pair[0]).mean() < 2
