@@ -43,12 +43,14 @@ class Motion:
 
     `pose` (4, 4) of the current camera in the frame of the previous one, `inliers` (N,) bool, and
     `covariance` (6, 6) of the pose, rotation (rad) before translation (m), in the frame of the
-    current camera.
+    current camera. `by_offset` (6,) is the derivative of the pose by the offset (pixels) that was
+    subtracted from the disparities of the points, in the same order and frame.
     """
 
     pose: np.ndarray
     inliers: np.ndarray
     covariance: np.ndarray
+    by_offset: np.ndarray
 
 
 def choose_solver(name: str) -> str:
@@ -96,8 +98,8 @@ def find_motion(
             agree = _errors(rival[0], points, pixels, camera) < config.inlier_threshold
             if agree.sum() >= RIVAL * inliers.sum():
                 pose, inliers = rival[0], agree
-    covariance = _covariance(pose, points[inliers], pixels[inliers], camera)
-    return None if covariance is None else Motion(pose, inliers, covariance)
+    uncertainty = _uncertainty(pose, points[inliers], pixels[inliers], camera)
+    return None if uncertainty is None else Motion(pose, inliers, *uncertainty)
 
 
 def _solve(
@@ -225,11 +227,11 @@ def _errors(
     return np.where(np.isnan(errors), np.inf, errors)
 
 
-def _covariance(
+def _uncertainty(
     pose: np.ndarray, points: np.ndarray, pixels: np.ndarray, camera: StereoCalibration
-) -> np.ndarray | None:
-    """Covariance (6, 6) of a pose from the spread of its inliers' errors, or None if the motion in
-    some direction is unobservable."""
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Covariance (6, 6) of a pose from the spread of its inliers' errors, and its derivative (6,)
+    by the offset of the disparities, or None if the motion in some direction is unobservable."""
     seen = (points - pose[:3, 3]) @ pose[:3, :3]
     x, y, z = seen.T
     zero = np.zeros_like(x)
@@ -251,9 +253,15 @@ def _covariance(
     )
     by_pose = np.concatenate([cross, np.broadcast_to(-np.eye(3), cross.shape)], 2)
     jacobian = (by_point @ by_pose).reshape(-1, 6)
-    errors = np.abs(project(pose, points, camera) - pixels)
-    sigma = max(1.4826 * float(np.median(errors)), FINEST)
+    errors = project(pose, points, camera) - pixels
+    sigma = max(1.4826 * float(np.median(np.abs(errors))), FINEST)
     information = jacobian.T @ jacobian
     if np.linalg.cond(information) > 1e14:
         return None
-    return sigma**2 * np.linalg.inv(information)
+    # The pose minimises a Cauchy loss. A point's depth is proportional to 1 / (disparity - offset).
+    weights = np.repeat(1 / (1 + np.square(errors).sum(1) / LOSS_SCALE**2), 2)
+    points_by_offset = points * points[:, 2:] / (camera.fx * camera.baseline)
+    pixels_by_offset = by_point @ (points_by_offset @ pose[:3, :3])[:, :, None]
+    weighted = (jacobian * weights[:, None]).T
+    by_offset = -np.linalg.solve(weighted @ jacobian, weighted @ pixels_by_offset.ravel())
+    return sigma**2 * np.linalg.inv(information), by_offset

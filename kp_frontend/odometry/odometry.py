@@ -24,6 +24,7 @@ from kp_frontend.odometry.motion import (
 from kp_frontend.odometry.observations import Observations, link, observe
 from kp_frontend.odometry.offset import DisparityOffset
 from kp_frontend.odometry.state import (
+    OffsetPart,
     State,
     given_out,
     moved,
@@ -89,7 +90,8 @@ class _Keyframe:
     """The frame that later frames are compared with.
 
     `pose` (4, 4) and `covariance` (6, 6) at `stamp` (ns), with the camera and the image size.
-    `most_inliers` is the largest number of its points that a later frame has found.
+    `covariance` is without `offset_part`. `most_inliers` is the largest number of its points that a
+    later frame has found.
     """
 
     stamp: int
@@ -99,6 +101,7 @@ class _Keyframe:
     pose: np.ndarray
     covariance: np.ndarray
     most_inliers: int = 0
+    offset_part: OffsetPart = field(default_factory=OffsetPart)
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,8 @@ class StereoOdometry:
         if last is not None:
             later = predict(last, last.stamp + int(1e9 * self.config.max_gap), self.config)
             # The velocity from here on is unknown.
-            self._last = state_at_rest(stamp - 1, last.pose, later.covariance)
+            covariance = later.covariance + later.offset_part.covariance
+            self._last = state_at_rest(stamp - 1, last.pose, covariance)
         return reason
 
     def _find(self, keyframe: _Keyframe, fresh: _Keyframe, last: State) -> _Link:
@@ -239,16 +243,23 @@ class StereoOdometry:
         self._keyframe, self._lost_from = keyframe, None
         fresh.pose = keyframe.pose @ motion.pose
         fresh.covariance = moved(keyframe.covariance, motion.pose) + motion.covariance
+        fresh.offset_part = keyframe.offset_part.moved(
+            motion.pose, motion.by_offset, self.offset.variance
+        )
         # A predicted pose has no information about the velocity.
         since = last if last.seen == last.stamp else keyframe
         seconds = (stamp - since.stamp) / 1e9
         velocity = velocity_between(since.pose, fresh.pose, seconds)
+        before = since.offset_part.moved(inverse(since.pose) @ fresh.pose)
+        by_offset = fresh.offset_part.by_offset - before.by_offset
+        change = 2 * motion.covariance + self.offset.variance * np.outer(by_offset, by_offset)
         is_keyframe = self._moved_on(found)
         if is_keyframe:
             reason = self._add_keyframe(found, fresh) or reason
         state = State(
-            stamp, fresh.pose, fresh.covariance, velocity, 2 * motion.covariance / seconds**2, stamp
-        )
+            stamp, fresh.pose, fresh.covariance, velocity, change / seconds**2, stamp,
+            fresh.offset_part,
+        )  # fmt: skip
         self._last = state
         return replace(
             self._estimate(state, Status.TRACKING, reason),
@@ -338,6 +349,7 @@ class StereoOdometry:
             recent = keyframe and stamp - keyframe.stamp <= 1e9 * self.config.max_gap
             self._lost_from = keyframe if recent else None
             fresh.pose, fresh.covariance = state.pose, state.covariance
+            fresh.offset_part = state.offset_part
             self._number(fresh.observations)
             self._keyframe, self._smoother = fresh, None
             self.offset.restart()
@@ -354,7 +366,7 @@ class StereoOdometry:
         return OdometryEstimate(
             state.stamp,
             state.pose,
-            given_out(state.covariance, state.pose[:3, :3]),
+            given_out(state.covariance + state.offset_part.covariance, state.pose[:3, :3]),
             np.roll(state.velocity, 3),
             given_out(state.velocity_covariance, np.eye(3)),
             status,

@@ -32,13 +32,14 @@ class DisparityOffset:
 
     `value` (pixels) is measured minus true disparity, `sigma` its standard deviation. `correction`
     is the value if it is significant, else 0: noise does no harm to an exact calibration.
+    `variance` is the expected squared error of the correction. It never grows.
 
     Args:
         sigma: standard deviation before anything is known, pixels; 0 disables the estimation.
     """
 
     def __init__(self, sigma: float) -> None:
-        self.value, self.sigma = 0.0, sigma
+        self.value, self.sigma, self.variance = 0.0, sigma, sigma**2
         self._keyframes: deque[tuple[Observations, np.ndarray]] = deque(maxlen=APART + 1)
         self._added = 0
 
@@ -73,6 +74,8 @@ class DisparityOffset:
         gain = variance / (variance + (INFLATION * sigma) ** 2)
         self.value += gain * (value - self.value)
         self.sigma = max(float(np.sqrt((1 - gain) * variance)), CALMEST)
+        squared = self.sigma**2 + (self.value - self.correction) ** 2
+        self.variance = min(self.variance, squared)
 
 
 def _offset(

@@ -6,7 +6,7 @@ the camera, as in GTSAM.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -20,11 +20,34 @@ UNKNOWN_TURN = np.pi / np.sqrt(3)  # rad; standard deviation of any angle
 
 
 @dataclass(frozen=True)
+class OffsetPart:
+    """The part of a pose's error that comes from the error of the disparity offset.
+
+    All motions have the same error of the offset, so their errors add up. `by_offset` (6,) is the
+    derivative of the pose by it, `covariance` (6, 6) the covariance of this part. When the offset
+    becomes better known, poses keep the error that they have.
+    """
+
+    by_offset: np.ndarray = field(default_factory=lambda: np.zeros(6))
+    covariance: np.ndarray = field(default_factory=lambda: np.zeros((6, 6)))
+
+    def moved(
+        self, step: np.ndarray, by_offset: np.ndarray | None = None, variance: float = 0.0
+    ) -> OffsetPart:
+        """Propagate over a step (4, 4) with its own derivative (6,); `variance` of the offset."""
+        before = adjoint(inverse(step)) @ self.by_offset
+        after = before if by_offset is None else before + by_offset
+        grown = variance * (np.outer(after, after) - np.outer(before, before))
+        return OffsetPart(after, moved(self.covariance, step) + grown)
+
+
+@dataclass(frozen=True)
 class State:
     """A camera at a time (ns).
 
     `pose` (4, 4) in the odometry's frame and `velocity` (6,), rad/s and m/s, with their
-    covariances (6, 6). `seen` is the time when the motion was last told by points.
+    covariances (6, 6). `seen` is the time when the motion was last told by points. `covariance` is
+    without `offset_part`.
     """
 
     stamp: int
@@ -33,6 +56,7 @@ class State:
     velocity: np.ndarray
     velocity_covariance: np.ndarray
     seen: int
+    offset_part: OffsetPart = field(default_factory=OffsetPart)
 
 
 def state_at_rest(stamp: int, pose: np.ndarray, covariance: np.ndarray | None = None) -> State:
@@ -69,6 +93,7 @@ def predict(state: State, stamp: int, config: OdometryConfig) -> State:
         state.velocity if going == ahead else np.zeros(6),
         state.velocity_covariance + np.diag(change**2),
         state.seen,
+        state.offset_part.moved(step),
     )
 
 
@@ -81,12 +106,18 @@ def velocity_between(before: np.ndarray, after: np.ndarray, seconds: float) -> n
 
 def moved(covariance: np.ndarray, step: np.ndarray) -> np.ndarray:
     """Propagate the covariance (6, 6) of a pose over a known step (4, 4)."""
-    back = inverse(step)
-    x, y, z = back[:3, 3]
-    adjoint = np.zeros((6, 6))
-    adjoint[:3, :3] = adjoint[3:, 3:] = back[:3, :3]
-    adjoint[3:, :3] = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ back[:3, :3]
-    return adjoint @ covariance @ adjoint.T
+    back = adjoint(inverse(step))
+    return back @ covariance @ back.T
+
+
+def adjoint(pose: np.ndarray) -> np.ndarray:
+    """Adjoint (6, 6) of a pose (4, 4): converts a small motion in its frame to that in the parent
+    frame."""
+    x, y, z = pose[:3, 3]
+    result = np.zeros((6, 6))
+    result[:3, :3] = result[3:, 3:] = pose[:3, :3]
+    result[3:, :3] = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ pose[:3, :3]
+    return result
 
 
 def given_out(covariance: np.ndarray, turn: np.ndarray) -> np.ndarray:
