@@ -158,6 +158,8 @@ def judge(report: Report, senders: int) -> tuple[bytes, str]:
     if report.silent_for > SILENCE:
         why = "nobody publishes features" if not senders else "the front end publishes none"
         return DiagnosticStatus.WARN, f"no features for {report.silent_for:.0f} s: {why}"
+    if report.dropped:
+        return DiagnosticStatus.WARN, f"features are dropped: {report.dropped}"
     if report.status is None:
         return DiagnosticStatus.WARN, "no features have been processed yet"
     if report.lost_for:

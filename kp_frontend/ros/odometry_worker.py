@@ -30,7 +30,10 @@ NEWEST = 300  # number of newest estimates for the statistics
 
 @dataclass(frozen=True)
 class Report:
-    """A snapshot for the diagnostics: counters, statistics and the status of the last estimate."""
+    """A snapshot for the diagnostics: counters, statistics and the status of the last estimate.
+
+    `dropped` is the reason why the last message was dropped, empty if it was processed.
+    """
 
     counts: dict[str, int]
     figures: dict[str, float]
@@ -38,6 +41,7 @@ class Report:
     reason: str
     lost_for: float  # seconds since the motion was last known, 0 while it is known
     silent_for: float  # seconds since the last message
+    dropped: str = ""
 
 
 class OdometryWorker:
@@ -64,6 +68,7 @@ class OdometryWorker:
         self._sequence: int | None = None
         self._restarts = self._restarts_known = 0  # of the front end: seen, and told the odometry
         self._last: OdometryEstimate | None = None
+        self._dropped = ""
         self._told = self._came = time.monotonic()
         self._reset = False
         self._thread = NewestWins("odometry", self._work, lambda _: self._count("replaced"))
@@ -116,12 +121,14 @@ class OdometryWorker:
             self._drop("failed", f"{type(error).__name__}: {error}")
         else:
             self._count("processed")
+            self._dropped = ""
             with self._lock:
                 took = 1e3 * (time.monotonic() - begin)
                 self._times.append((took, estimate.inliers, len(estimate.landmarks)))
 
     def _drop(self, reason: str, words: str) -> None:
         self._count(reason)
+        self._dropped = words
         self._say(f"features dropped: {words}")
 
     def _estimate(self, message: StereoFeaturesMsg) -> OdometryEstimate:
@@ -183,6 +190,7 @@ class OdometryWorker:
             last.reason if last else "",
             now - self._told if lost else 0.0,
             now - self._came,
+            self._dropped,
         )
 
 

@@ -101,6 +101,7 @@ def test_what_cannot_be_used_is_counted_and_nothing_dies(follower):
     follower.wait(lambda: follower.count("dropped_malformed") == 1)
     follower.send(features=follower.message(view(follower.world, follower.at), stamp=1))
     follower.wait(lambda: follower.count("dropped_old") == 1)
+    assert follower.status == "features are dropped: time stamp is not newer than the last one"
     follower.sequence += 7
     lost = follower.step(lambda features: replace(features, calibration=None))
     assert lost.pose.covariance[0] > 1e-5  # predicted
@@ -239,6 +240,9 @@ def test_diagnoses():
     assert judge(report(), 1)[0] == DiagnosticStatus.OK
     silent = judge(report(silent_for=4.0), 0)
     assert silent == (DiagnosticStatus.WARN, "no features for 4 s: nobody publishes features")
+    unplaced = "no transform from base_link to left_optical"
+    dropped = (DiagnosticStatus.WARN, f"features are dropped: {unplaced}")
+    assert judge(report(dropped=unplaced), 1) == dropped
     lost = {"status": Status.PREDICTED, "reason": "too few points"}
     assert judge(report(lost_for=1.0, **lost), 1)[0] == DiagnosticStatus.WARN
     level, words = judge(report(lost_for=9.0, **lost), 1)
