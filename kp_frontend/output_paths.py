@@ -25,19 +25,30 @@ def check_file(path: Path | None) -> None:
             return
     except OSError as error:
         raise ValueError(f"cannot write to {path}: {error.strerror}") from error
-    check_folder(path.resolve().parent)
+    make_folder(path.resolve().parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for results, unless it exists.
+
+    Raises:
+        ValueError: as `check_folder`.
+    """
+    check_folder(path)
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def check_folder(path: Path) -> None:
-    """Check that files can be written to a folder; makes it.
+    """Check that a folder exists or can be made, and that files can be written to it.
 
     Raises:
-        ValueError: the path is a file, or nothing can be written there.
+        ValueError: the path, or a part of it, is a file, or nothing can be written there.
     """
+    path = path.absolute()
     try:
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} is a file, not a folder")
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
+        existing = next(p for p in (path, *path.parents) if p.exists())
+        if not existing.is_dir():
+            raise ValueError(f"{existing} is a file, not a folder")
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise ValueError(f"cannot write to {path}: {error.strerror}") from error

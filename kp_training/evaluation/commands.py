@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kp_frontend.cli import add_bit_depth, add_command, count, listed, names, positive, rate, size
-from kp_frontend.output_paths import check_folder
+from kp_frontend.output_paths import make_folder
 
 if TYPE_CHECKING:  # imported where used, so that `kp --help` loads neither torch nor matplotlib
     from rich.table import Table
@@ -27,7 +27,7 @@ def _middlebury(arguments: argparse.Namespace) -> None:
     from kp_training.evaluation.middlebury.evaluation import evaluate_middlebury
     from kp_training.evaluation.middlebury.report import middlebury_report
 
-    check_folder(arguments.out)
+    make_folder(arguments.out)
     evaluation = evaluate_middlebury(*_of_pairs(arguments), arguments.show, arguments.disturb)
     _finish_pairs(arguments.out, evaluation.metrics, middlebury_report(evaluation))
 
@@ -36,7 +36,7 @@ def _homography(arguments: argparse.Namespace) -> None:
     from kp_training.evaluation.homography.evaluation import evaluate_homography
     from kp_training.evaluation.homography.report import homography_report
 
-    check_folder(arguments.out)
+    make_folder(arguments.out)
     evaluation = evaluate_homography(*_of_pairs(arguments))
     _finish_pairs(arguments.out, evaluation.metrics, homography_report(evaluation))
 
@@ -48,7 +48,7 @@ def _bag(arguments: argparse.Namespace) -> None:
     from kp_training.evaluation.bags.evaluation import evaluate_bag
     from kp_training.evaluation.page import shown
 
-    check_folder(arguments.out)
+    make_folder(arguments.out)
     result, example = evaluate_bag(
         arguments.bag,
         _topics(arguments),
@@ -78,7 +78,7 @@ def _odometry(arguments: argparse.Namespace) -> None:
     from kp_training.evaluation.page import shown
     from kp_training.evaluation.reasons import grouped
 
-    check_folder(arguments.out)
+    make_folder(arguments.out)
     result = evaluate_odometry(
         arguments.sequence,
         _methods(arguments.methods),
