@@ -151,21 +151,19 @@ def quarter_correlation(left: Tensor, right: Tensor, noise: Tensor) -> Tensor:
         noise: (K,) variance of what is not to be seen as structure, so that flat quarters
             are alike.
     """
-    a, b, aa, bb, ab = (
-        _quarter_means(values) for values in (left, right, left * left, right * right, left * right)
-    )
+    # A product with a matrix is faster than sums over parts of the windows.
+    values = torch.stack([left, right, left * left, right * right, left * right])
+    a, b, aa, bb, ab = (values @ _quarters(left)).unbind(0)
     noise = noise[:, None]
     together = ab - a * b + noise
     alone = (aa - a * a + noise) * (bb - b * b + noise)
     return (together / alone.sqrt()).amin(1)
 
 
-def _quarter_means(values: Tensor) -> Tensor:
-    """Means (K, 4) over the quarters of windows (K, 81), which share the middle lines."""
-    # Sums over all pixels with weights: engines are slow at sums over a part of them.
-    line = torch.arange(2 * PATCH_RADIUS + 1, device=values.device)
-    halves = [half.to(values.dtype) for half in (line <= PATCH_RADIUS, line >= PATCH_RADIUS)]
-    weights = [(rows[:, None] * columns).flatten() for rows in halves for columns in halves]
-    return (
-        torch.stack([(values * weight).sum(1) for weight in weights], 1) / (PATCH_RADIUS + 1) ** 2
-    )
+def _quarters(like: Tensor) -> Tensor:
+    """Weights (81, 4) of the pixels of a window, for the means of its quarters. Quarters share the
+    middle lines."""
+    line = torch.arange(2 * PATCH_RADIUS + 1, device=like.device)
+    halves = [half.to(like.dtype) for half in (line <= PATCH_RADIUS, line >= PATCH_RADIUS)]
+    quarters = [(rows[:, None] * columns).flatten() for rows in halves for columns in halves]
+    return torch.stack(quarters, 1) / (PATCH_RADIUS + 1) ** 2

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from kp_frontend.sampling import channels_last_map, sample_features
+from kp_frontend.sampling import pixel_rows, sample_features
 
 STRIDE = 16  # image sides must be multiples of this: the stride of the coarsest level
 WEIGHTS_DIR = Path(__file__).parent / "weights"
@@ -202,16 +202,16 @@ class KeypointNetwork(nn.Module):
     def describe(self, features: tuple[Tensor, Tensor], xy: Tensor) -> Tensor:
         """Unit descriptors (B, K, D) at pixels (B, K, 2), from the features of `forward`."""
         coarse, fine = features
-        return self.describe_at((channels_last_map(coarse), channels_last_map(fine)), xy)
+        return self.describe_at((pixel_rows(coarse), pixel_rows(fine)), xy, 8 * coarse.shape[3])
 
-    def describe_at(self, maps: tuple[Tensor, Tensor], xy: Tensor, first: int = 0) -> Tensor:
+    def describe_at(self, maps: tuple[Tensor, Tensor], xy: Tensor, width: int) -> Tensor:
         """Unit descriptors (N, K, D) at pixels (N, K, 2) of N images.
 
         Args:
-            maps: the features of `forward`, each by `channels_last_map`.
-            first: number of the first of these images in the maps.
+            maps: the features of `forward`, each by `pixel_rows`.
+            width: of the images that `forward` had.
         """
-        coarse, fine = sample_features(maps, (8, 4), xy, first)
+        coarse, fine = sample_features(maps, (8, 4), xy, width)
         fine = self.fine(fine.to(self.fine.weight.dtype)).float()
         return F.normalize(coarse + fine, dim=-1)
 

@@ -38,7 +38,7 @@ from kp_frontend.recovery import (
 from kp_frontend.rectification import rectify
 from kp_frontend.refinement import Refined, refine_disparity
 from kp_frontend.registration import stored_windows
-from kp_frontend.sampling import channels_last_map
+from kp_frontend.sampling import pixel_rows
 from kp_frontend.uncertainty import (
     Uncertainty,
     centred_rows,
@@ -53,6 +53,32 @@ MODULES = (
     "recovery", "refinement", "uncertainty",
 )  # fmt: skip
 Describe = Callable[[int, Tensor], Tensor]  # number of an image, pixels (N, 2) -> (N, D)
+
+
+class ImageFeatures(NamedTuple):
+    """What is found in each of B images alone.
+
+    Keypoints `xy` (B, K, 2) in pixels with `scores` (B, K) as `detect` returns them, and unit
+    `descriptors` (B, K, D); `heat` (B, H, W) of `heatmap`; and `maps`, the features of the network
+    by `pixel_rows`, which describe other pixels. They are empty where points are not tracked.
+    """
+
+    xy: Tensor
+    scores: Tensor
+    descriptors: Tensor
+    heat: Tensor
+    maps: tuple[Tensor, ...]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them, for `of`."""
+        return (*self[:4], *self.maps)
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> ImageFeatures:
+        """Name the tensors."""
+        xy, scores, descriptors, heat, *maps = tensors
+        return cls(xy, scores, descriptors, heat, tuple(maps))
 
 
 class TrackResults(NamedTuple):
@@ -131,6 +157,7 @@ class StereoPipeline(nn.Module):
         self.raw = raw
         self.size = (height, width)
         self.pad = (0, -width % STRIDE, 0, -height % STRIDE)  # right and below: positions stay
+        self.padded_width = width + self.pad[1]
         self.count, self.radius, self.border = (
             config.max_keypoints,
             config.nms_radius,
@@ -138,6 +165,7 @@ class StereoPipeline(nn.Module):
         )
         self.with_margin = config.min_margin > 0
         self.tracked = config.max_motion > 0
+        self.compared: nn.Module = nn.Identity()  # descriptors as they are compared
 
     def fingerprint(self) -> str:
         """Digest of all that the results depend on but the inputs: weights, shapes and code."""
@@ -163,19 +191,17 @@ class StereoPipeline(nn.Module):
     def features(self, grey: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Keypoints of grey images (B, 1, H, W), as `detect` returns them, with their unit
         descriptors (B, K, D); padding is done here."""
-        return self._detected(grey)[:3]
+        found = self.image_features(grey)
+        return found.xy, found.scores, found.descriptors
 
-    def _detected(self, grey: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Describe]:
-        """The same, the heat (B, H, W), and what describes other pixels of an image by number."""
+    def image_features(self, grey: Tensor) -> ImageFeatures:
+        """What can be computed of each grey image (B, 1, H, W) alone; padding is done here."""
         logits, (coarse, fine) = self.network(F.pad(grey, self.pad, mode="replicate"))
         heat = heatmap(logits)
         xy, scores = keypoints(heat, self.size, self.count, self.radius, self.border)
-        maps = channels_last_map(coarse), channels_last_map(fine)
-
-        def describe(side: int, xy: Tensor) -> Tensor:
-            return self.network.describe_at(maps, xy[None], side)[0]
-
-        return xy, scores, self.network.describe_at(maps, xy), heat, describe
+        maps = pixel_rows(coarse), pixel_rows(fine)
+        descriptors = self.network.describe_at(maps, xy, self.padded_width)
+        return ImageFeatures(xy, scores, descriptors, heat, maps if self.tracked else ())
 
     def forward(self, images: Tensor, settings: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """Run on one pair.
@@ -191,12 +217,28 @@ class StereoPipeline(nn.Module):
             without those of tracks where points are not tracked.
         """
         grey = images.float()
+        found = self.image_features(grey[:, None]).tensors
+        sides = [ImageFeatures.of([tensor[i : i + 1] for tensor in found]) for i in range(2)]
+        return self.pair(list(grey), sides, settings, *others)
+
+    def pair(
+        self,
+        images: Sequence[Tensor],
+        sides: Sequence[ImageFeatures],
+        settings: Tensor,
+        *others: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """What `forward` returns, from the images (H, W), left and right, and the features of
+        each (B is 1)."""
+        grey = [image.float() for image in images]
         maps = others[-1] if self.raw else None
-        xy, scores, descriptors, heat, describe = self._detected(grey[:, None])
-        if maps is not None:
-            xy, scores, descriptors = self._inside(xy, scores, descriptors, maps)
-        scores = scores * (scores > settings[0])
-        left, right = (Keypoints(xy[i], scores[i], descriptors[i]) for i in range(2))
+        left, right = (self._keypoints(side, maps, settings[0], i) for i, side in enumerate(sides))
+        heat = [side.heat.squeeze(0) for side in sides]
+
+        def describe(i: int, xy: Tensor) -> Tensor:
+            coarse, fine = sides[i].maps
+            return self.network.describe_at((coarse, fine), xy[None], self.padded_width).squeeze(0)
+
         tracks: tuple[Tensor, ...] = ()
         expected, windows = None, None
         if self.tracked:
@@ -226,6 +268,22 @@ class StereoPipeline(nn.Module):
         )
         return (*results, *(() if maps is None else (places,)), *tracks)
 
+    def _keypoints(
+        self, found: ImageFeatures, maps: Tensor | None, threshold: Tensor, i: int
+    ) -> Keypoints:
+        """Keypoints of image `i` of the pair, score 0 where it is not above the threshold.
+
+        Of a raw image, those without a rectified place get score 0 too. They go to the end, so that
+        valid keypoints come first, in their order: several may have score 1.
+        """
+        xy, scores, descriptors = (tensor.squeeze(0) for tensor in found[:3])
+        inside = _rectified(xy, maps, i)[2]
+        if inside is not None:
+            rank = torch.arange(self.count, 0, -1, device=scores.device, dtype=scores.dtype)
+            order = (rank * inside).topk(self.count).indices
+            xy, scores, descriptors = xy[order], (scores * inside)[order], descriptors[order]
+        return Keypoints(xy, scores * (scores > threshold), descriptors)
+
     def _found(
         self,
         image: Tensor,
@@ -238,14 +296,15 @@ class StereoPipeline(nn.Module):
         """Known points in the left image."""
         limits = settings[6:8]
         found = find_known(
-            image, lambda places: describe(0, places), left, known, limits, self.border
+            *(image, lambda places: describe(0, places), left, known, limits),
+            *(self.border, self.compared),
         )
         inside = _rectified(found.xy, maps, 0)[2]
         return found if inside is None else found._replace(here=found.here & inside)
 
     def _matched(
         self,
-        grey: Tensor,
+        grey: Sequence[Tensor],
         left: Keypoints,
         right: Keypoints,
         expected: tuple[Tensor, Tensor] | None,
@@ -262,7 +321,7 @@ class StereoPipeline(nn.Module):
         row, similarity = match_stereo(
             (places, _rectified(right.xy, maps, 1)[0]),
             (left.scores > 0, right.scores > 0),
-            (left.descriptors, right.descriptors),
+            (self.compared(left.descriptors), self.compared(right.descriptors)),
             settings[1:6],
             self.with_margin,
         )
@@ -320,20 +379,6 @@ class StereoPipeline(nn.Module):
             ),
         )
 
-    def _inside(
-        self, xy: Tensor, scores: Tensor, descriptors: Tensor, maps: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Keypoints of raw images; those without a rectified place get score 0.
-
-        They go to the end, so that valid keypoints come first, in their order: several may have
-        score 1.
-        """
-        inside = rectify(xy, maps)[2]
-        rank = torch.arange(self.count, 0, -1, device=scores.device, dtype=scores.dtype)
-        order = (rank * inside).topk(self.count, dim=1).indices
-        scores = (scores * inside).gather(1, order)
-        return _rows(xy, order), scores, _rows(descriptors, order)
-
     def _judged(self, matches: Matches, places: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Confidence and standard deviation of the disparity of each left row."""
         matched, right, refined = matches.row >= 0, matches.row.clamp(min=0), matches.refined
@@ -348,7 +393,7 @@ class StereoPipeline(nn.Module):
         )
         return self.uncertainty.of_matches(measurements)
 
-    def _point_sigma(self, heat: Tensor, xy: Tensor, scores: Tensor) -> Tensor:
+    def _point_sigma(self, heat: Sequence[Tensor], xy: Tensor, scores: Tensor) -> Tensor:
         """Standard deviation of the position of each keypoint of both images."""
         measurements = [point_measurements(heat[i], xy[i], scores[i]) for i in range(2)]
         return self.uncertainty.of_points(torch.stack(measurements))
@@ -363,10 +408,3 @@ def _rectified(
         return xy, None, None
     places, steps, inside = rectify(xy[None], maps[side : side + 1])
     return places[0], steps[0], inside[0]
-
-
-def _rows(array: Tensor, order: Tensor) -> Tensor:
-    """Rows (B, K, ...) of an array in another order (B, K)."""
-    flat = array.flatten(2)
-    index = order[..., None].expand(-1, -1, flat.shape[2])
-    return flat.gather(1, index).reshape(array.shape)

@@ -56,6 +56,13 @@ class Rounded(nn.Module):
         return torch.fake_quantize_per_tensor_affine(result, self.step, 0, self.least, self.most)
 
 
+class RoundedDescriptors(nn.Module):
+    """Rounds unit descriptors, whose values are within -0.5..0.5, to eight bits."""
+
+    def forward(self, descriptors: Tensor) -> Tensor:
+        return torch.fake_quantize_per_tensor_affine(descriptors, 0.5 / 127, 0, -128, 127)
+
+
 class RoundedWeight(nn.Module):
     """Rounds the weights of a convolution to whole steps, each output channel to its own.
 
@@ -120,7 +127,13 @@ def quantized(network: KeypointNetwork, signed: bool = False) -> KeypointNetwork
 
 
 def with_quantized_network(pipeline: StereoPipeline, signed: bool = False) -> StereoPipeline:
-    """A copy of a pipeline whose network is quantized, see `quantized`."""
+    """A copy of a pipeline whose network is quantized, see `quantized`.
+
+    It also compares rounded descriptors, but not if `signed`: that is for engines in which this was
+    never measured.
+    """
     rounded = copy.deepcopy(pipeline)
     rounded.network = quantized(pipeline.network, signed)
+    if not signed:
+        rounded.compared = RoundedDescriptors()
     return rounded

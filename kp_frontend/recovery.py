@@ -156,6 +156,7 @@ def find_known(
     known: Known,
     limits: Tensor,
     border: int,
+    compared: Callable[[Tensor], Tensor],
 ) -> Found:
     """Find known points in a new image.
 
@@ -165,11 +166,13 @@ def find_known(
         detections: keypoints of the image.
         limits: (2,) of `match_temporal`, from the expected position.
         border: pixels along the edges in which nothing is found.
+        compared: what is compared of descriptors (N, D), by which points are matched.
     """
     xy, scores, descriptors = detections
     size = (image.shape[0], image.shape[1])
     match = match_temporal(
-        known.expected, known.valid, known.descriptors, xy, scores > 0, descriptors, limits
+        *(known.expected, known.valid, compared(known.descriptors)),
+        *(xy, scores > 0, compared(descriptors), limits),
     )
     matched = match >= 0
     at_detection = xy[match.clamp(min=0)]

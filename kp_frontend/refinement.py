@@ -117,7 +117,7 @@ def refine_disparity(
         torch.where(good, correlation, -1.0),
         likeness,
         (noise * (d + prior) / determinant).sqrt(),
-        _block_sums(pull).square().sum((1, 2)).sqrt(),
+        (pull @ _blocks(pull)).square().sum(1).sqrt(),
         template.contrast[:, 0],
     )
 
@@ -137,11 +137,12 @@ def _normalised_slopes(template: Template, weight: Tensor) -> tuple[Tensor, Tens
     return along, across
 
 
-def _block_sums(values: Tensor) -> Tensor:
-    """Sums (K, 3, 3) over the blocks of windows (K, 81)."""
+def _blocks(like: Tensor) -> Tensor:
+    """Weights (81, 9) of the pixels of a window, for the sums of its blocks."""
+    line = torch.arange(2 * PATCH_RADIUS + 1, device=like.device) // BLOCK
     side = (2 * PATCH_RADIUS + 1) // BLOCK
-    rows = values.reshape(-1, BLOCK * side * side, BLOCK).sum(2)
-    return rows.reshape(-1, side, BLOCK, side).sum(2)
+    block = (line[:, None] * side + line).flatten()
+    return (block[:, None] == torch.arange(side * side, device=like.device)).to(like.dtype)
 
 
 def _weight(image: Tensor) -> Tensor:

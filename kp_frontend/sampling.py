@@ -24,28 +24,29 @@ def sampling_grid(xy: Tensor, height: int, width: int) -> Tensor:
     return xy * scale + (scale / 2 - 1)
 
 
-def channels_last_map(features: Tensor) -> Tensor:
-    """Features (B, C, h, w) as (B, h, w, C) float, which is how a CPU's convolutions give them."""
-    return features.float().permute(0, 2, 3, 1).contiguous()
+def pixel_rows(features: Tensor) -> Tensor:
+    """Features (B, C, h, w) as (B, h * w, C) float, which is how a CPU's convolutions give them."""
+    return features.float().permute(0, 2, 3, 1).flatten(1, 2).contiguous()
 
 
 def sample_features(
-    maps: Sequence[Tensor], strides: Sequence[int], xy: Tensor, first: int = 0
+    maps: Sequence[Tensor], strides: Sequence[int], xy: Tensor, width: int
 ) -> list[Tensor]:
     """Sample maps of features at pixels of images, bilinear. Beyond a map, its border is repeated.
 
     All channels of a pixel are gathered at once, which is faster than `grid_sample`.
 
     Args:
-        maps: (B, H/stride, W/stride, C) each, from `channels_last_map`.
+        maps: (N, H/stride * W/stride, C) each, from `pixel_rows`.
         strides: of the maps, pixels of the image.
         xy: (N, K, 2) pixels of N images.
-        first: number of the first of these images in the maps.
+        width: W of the images.
 
     Returns:
         (N, K, C) of each map.
     """
-    sizes = [features.shape[1:3] for features in maps]
+    widths = [width // stride for stride in strides]
+    sizes = [(maps[i].shape[1] // widths[i], widths[i]) for i in range(len(maps))]
     places = []
     for (height, width), stride in zip(sizes, strides, strict=True):
         x, y = ((xy + 0.5) / stride - 0.5).unbind(-1)
@@ -58,10 +59,10 @@ def sample_features(
     place = torch.stack(places)
     corner = place.floor()
     part, corner = place - corner, corner.long()
-    image = torch.arange(first, first + len(xy), device=xy.device)[:, None]
+    image = torch.arange(len(xy), device=xy.device)[:, None]
     found = []
     for i, ((height, width), features) in enumerate(zip(sizes, maps, strict=True)):
-        rows = features.flatten(0, 2)
+        rows = features.flatten(0, 1)
         left, top = corner[i].unbind(-1)
         right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
         along, down = (share.flatten()[:, None] for share in part[i].unbind(-1))

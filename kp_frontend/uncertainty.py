@@ -179,12 +179,23 @@ def neighbour_agreement(
     x, y = torch.where(matched[:, None], xy, FAR).unbind(-1)
     apart = torch.maximum((x[:, None] - x).abs(), (y[:, None] - y).abs())
     difference = (disparity[:, None] - disparity).abs().clamp(max=SUPPORT_TOLERANCE)
-    near, close = (apart <= reach).to(xy.dtype), (apart <= reach / 2).to(xy.dtype)
-    alike = near * (difference < SUPPORT_TOLERANCE).to(xy.dtype)
+    # One sum over the matrix gives a count and another sum, for memory traffic dominates.
+    alike = (difference < SUPPORT_TOLERANCE).to(xy.dtype)
+    near, alike = _counted(apart <= reach, alike)
+    # Steps of 1/64 pixel keep the sums exact, the same on every engine.
+    close, total = _counted(apart <= reach / 2, (64 * difference + 0.5).floor() / 64)
     # Each match counts itself; half a neighbour stands for what is not known of lonely ones.
-    support = (alike.sum(1) - 0.5) / near.sum(1).clamp(min=1.0)
-    relief = ((close * difference).sum(1) + 0.5) / close.sum(1).clamp(min=1.0)
-    return support.clamp(min=1e-3), relief
+    support = (alike - 0.5) / near.clamp(min=1.0)
+    return support.clamp(min=1e-3), (total + 0.5) / close.clamp(min=1.0)
+
+
+def _counted(chosen: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The number of chosen elements in each row of a matrix (K, K), (K,), and the sum of their
+    values, which are at most 3."""
+    unit = 4.0 * chosen.shape[1]  # more than any sum of the values
+    both = torch.where(chosen, unit + values, 0.0).sum(1)
+    count = (both / unit).floor()
+    return count, both - count * unit
 
 
 def point_measurements(heat: Tensor, xy: Tensor, scores: Tensor) -> Tensor:

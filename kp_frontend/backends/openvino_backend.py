@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from kp_frontend import quantization
-from kp_frontend.backends import BackendOptions, Images, batch, choose_precision
+from kp_frontend.backends import BackendOptions, Images, choose_precision
 from kp_frontend.backends.agreement import check_inputs, reference, require
 from kp_frontend.backends.engine_cache import file_digest
 from kp_frontend.backends.processor import int8_dot_products
 from kp_frontend.network import KeypointNetwork
-from kp_frontend.pipeline import StereoPipeline
+from kp_frontend.pipeline import ImageFeatures, StereoPipeline
 from kp_frontend.quantization import with_quantized_network
 
 if TYPE_CHECKING:
@@ -32,18 +32,71 @@ log = logging.getLogger(__name__)
 PRECISIONS = ("int8", "bf16", "fp32")  # fastest first
 
 
+class ImagePart(nn.Module):
+    """The first part of a pipeline: what can be computed of each image alone."""
+
+    def __init__(self, pipeline: StereoPipeline) -> None:
+        super().__init__()
+        self.pipeline = pipeline
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Map an image (H, W) to the tensors of `ImageFeatures`."""
+        return self.pipeline.image_features(image.float()[None, None]).tensors
+
+
+class PairPart(nn.Module):
+    """The second part of a pipeline: the results of a pair from those of its images."""
+
+    def __init__(self, pipeline: StereoPipeline) -> None:
+        super().__init__()
+        self.pipeline = pipeline
+
+    def forward(self, left: Tensor, right: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Take both images (H, W), the tensors of `ImagePart` of the left one, then of the right
+        one, and the inputs of the pipeline after the images."""
+        count = 6 if self.pipeline.tracked else 4  # tensors of `ImageFeatures`
+        sides = [ImageFeatures.of(inputs[i * count :][:count]) for i in range(2)]
+        return self.pipeline.pair((left, right), sides, *inputs[2 * count :])
+
+
+class ImageModel:
+    """A compiled model that runs on both images at the same time, each on half of the threads.
+
+    Threads that work on one image each wait for each other less than threads that share every step.
+    """
+
+    def __init__(self, compiled: openvino.CompiledModel) -> None:
+        self.requests = [compiled.create_infer_request() for _ in range(2)]
+
+    def __call__(self, images: Images) -> None:
+        """Process a pair; the results are the output tensors of `requests`."""
+        for request, image in zip(self.requests, images, strict=True):
+            request.start_async([image], share_inputs=True)
+        for request in self.requests:
+            request.wait()
+
+
 class OpenVinoBackend:
-    """One compiled model with one inference request, tuned for latency."""
+    """Two compiled models, tuned for latency."""
 
     name = "openvino"
 
-    def __init__(self, compiled: openvino.CompiledModel, precision: str) -> None:
-        self.request = compiled.create_infer_request()
-        self.outputs = compiled.outputs
+    def __init__(
+        self, image: openvino.CompiledModel, pair: openvino.CompiledModel, precision: str
+    ) -> None:
+        self.image, self.pair = ImageModel(image), pair.create_infer_request()
+        self.outputs = pair.outputs
         self.precision = precision
+        self.given = 2  # inputs of the pair's model that are set
+        for request in self.image.requests:
+            for tensor in request.output_tensors:
+                self.pair.set_input_tensor(self.given, tensor)
+                self.given += 1
 
     def __call__(self, images: Images, *others: np.ndarray) -> list[np.ndarray]:
-        results = self.request.infer([batch(images), *others], share_inputs=True)
+        self.image(images)
+        inputs = dict(enumerate(images)) | dict(enumerate(others, self.given))
+        results = self.pair.infer(inputs, share_inputs=True)
         return [results[output].copy() for output in self.outputs]
 
 
@@ -66,8 +119,28 @@ def convert(module: nn.Module, example: tuple[Tensor, ...]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
         openvino.save_model(model, path, compress_to_fp16=False)
-        graph, weights = path.read_bytes(), path.with_suffix(".bin").read_bytes()
-    return len(graph).to_bytes(8, "little") + graph + weights
+        return packed(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+
+
+def convert_parts(pipeline: StereoPipeline, example: tuple[Tensor, ...]) -> bytes:
+    """Convert the two parts of a pipeline, in one byte string."""
+    images, *others = example
+    image_part, pair_part = ImagePart(pipeline).eval(), PairPart(pipeline).eval()
+    with torch.no_grad():
+        found = [tensor for image in images for tensor in image_part(image)]
+    pair_example = (*images, *found, *others)
+    return packed(convert(image_part, (images[0],)), convert(pair_part, pair_example))
+
+
+def packed(first: bytes, second: bytes) -> bytes:
+    """Two byte strings in one."""
+    return len(first).to_bytes(8, "little") + first + second
+
+
+def unpacked(both: bytes) -> tuple[bytes, bytes]:
+    """The two byte strings of `packed`."""
+    end = 8 + int.from_bytes(both[:8], "little")
+    return both[8:end], both[end:]
 
 
 def multiplies_bf16() -> bool:
@@ -90,8 +163,11 @@ def best_precisions(network: KeypointNetwork) -> list[str]:
     return [precision for precision in PRECISIONS if suits[precision]]
 
 
-def compile_model(stored: bytes, precision: str, threads: int = 0) -> OpenVinoBackend:
-    """Compile the result of `convert`.
+def compile_model(
+    stored: bytes, precision: str, threads: int = 0, streams: int = 1
+) -> openvino.CompiledModel:
+    """Compile the result of `convert`. It can process `streams` inputs at the same time, each with
+    its share of the threads.
 
     In a quantized network, everything between the int8 kernels is bf16 if the processor supports it
     natively. OpenVINO applies this hint only up to the last convolution of the network. Everything
@@ -104,14 +180,27 @@ def compile_model(stored: bytes, precision: str, threads: int = 0) -> OpenVinoBa
     settings: dict[str, str | int] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "bf16" if lowered else "f32",
+        "NUM_STREAMS": streams,
     }
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
-    end = 8 + int.from_bytes(stored[:8], "little")
-    model = core.read_model(stored[8:end], stored[end:])
-    compiled = core.compile_model(model, "CPU", settings)
+    compiled = core.compile_model(core.read_model(*unpacked(stored)), "CPU", settings)
     _drop_signal_stack()
-    return OpenVinoBackend(compiled, precision)
+    return compiled
+
+
+def compile_parts(stored: bytes, precision: str, threads: int = 0) -> OpenVinoBackend:
+    """Compile the result of `convert_parts`.
+
+    The pair's part has no convolutions, and its coordinates need fp32. In a quantized pipeline, its
+    descriptors are compared in int8 all the same.
+    """
+    image, pair = unpacked(stored)
+    return OpenVinoBackend(
+        compile_model(image, precision, threads, streams=1 if threads == 1 else 2),
+        compile_model(pair, "fp32", threads),
+        precision,
+    )
 
 
 class _SignalStack(ctypes.Structure):
@@ -145,12 +234,12 @@ def build(
         graph = with_quantized_network(pipeline) if precision == "int8" else pipeline
 
         def load(stored: bytes) -> OpenVinoBackend:
-            backend = compile_model(stored, precision, options.threads)
+            backend = compile_parts(stored, precision, options.threads)
             found = backend(*(tensor.numpy() for tensor in check))
             require(f"openvino {precision}", expected, found)
             return backend
 
-        return options.cache.engine(_key(graph), lambda: convert(graph, example), load)
+        return options.cache.engine(_key(graph), lambda: convert_parts(graph, example), load)
 
     if options.precision != "auto":
         return engine(choose_precision(options.precision, "", PRECISIONS))

@@ -24,7 +24,7 @@ from kp_frontend.detection import (
     unpack,
 )
 from kp_frontend.network import load_network
-from kp_frontend.sampling import channels_last_map, sample_features
+from kp_frontend.sampling import pixel_rows, sample_features
 
 
 def greedy(heat: np.ndarray, radius: int) -> np.ndarray:
@@ -158,12 +158,12 @@ def test_refinement_finds_the_centroid():
 
 def test_features_are_sampled_where_the_map_has_them():
     dense = torch.randn(1, 8, 4, 5)
-    rows = channels_last_map(dense)
+    rows = pixel_rows(dense)
     cell = torch.tensor([[[8 * 3 + 3.5, 8 * 2 + 3.5]]])  # the centre of cell row 2, column 3
-    torch.testing.assert_close(sample_features([rows], [8], cell)[0][0, 0], dense[0, :, 2, 3])
+    torch.testing.assert_close(sample_features([rows], [8], cell, width=40)[0][0, 0], dense[0, :, 2, 3])
     between = torch.tensor([[[4 * 3 + 3.5, 4 * 2 + 1.5]]])  # of columns 3 and 4 at 1/4 resolution
     halfway = (dense[0, :, 2, 3] + dense[0, :, 2, 4]) / 2
-    torch.testing.assert_close(sample_features([rows], [4], between)[0][0, 0], halfway)
+    torch.testing.assert_close(sample_features([rows], [4], between, width=20)[0][0, 0], halfway)
 
 
 def test_no_keypoint_in_the_border_or_the_padding():

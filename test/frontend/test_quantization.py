@@ -149,7 +149,7 @@ def test_the_engine_runs_int8_kernels_and_agrees(pipeline, tmp_path, caplog):
 
 def convolution_kernels(engine: openvino_backend.OpenVinoBackend) -> list[str]:
     """The kernels that a compiled model took for its convolutions."""
-    operations = engine.request.get_compiled_model().get_runtime_model().get_ordered_ops()
+    operations = engine.image.requests[0].get_compiled_model().get_runtime_model().get_ordered_ops()
     details = [operation.get_rt_info() for operation in operations]
     return [
         info["primitiveType"].astype(str)
@@ -169,14 +169,14 @@ def test_auto_takes_int8_where_the_processor_is_made_for_it(pipeline, monkeypatc
 def test_auto_passes_over_int8_that_does_not_agree(pipeline, tmp_path, monkeypatch, caplog):
     pipe, inputs = pipeline
 
-    def compile_model(stored: bytes, precision: str, threads: int) -> TorchBackend:
+    def compile_parts(stored: bytes, precision: str, threads: int) -> TorchBackend:
         engine = TorchBackend(pipe, precision=precision)
         if precision == "int8":
             engine.pipeline.network.descriptor[-1].weight.data.neg_()
         return engine
 
-    monkeypatch.setattr(openvino_backend, "convert", lambda *_: b"")
-    monkeypatch.setattr(openvino_backend, "compile_model", compile_model)
+    monkeypatch.setattr(openvino_backend, "convert_parts", lambda *_: b"")
+    monkeypatch.setattr(openvino_backend, "compile_parts", compile_parts)
     monkeypatch.setattr(openvino_backend, "int8_dot_products", lambda: "avx512_vnni")
     with caplog.at_level(logging.WARNING):
         engine = make_backend("openvino", pipe, inputs, BackendOptions(cache=EngineCache(tmp_path)))
