@@ -160,10 +160,12 @@ def test_features_are_sampled_where_the_map_has_them():
     dense = torch.randn(1, 8, 4, 5)
     rows = pixel_rows(dense)
     cell = torch.tensor([[[8 * 3 + 3.5, 8 * 2 + 3.5]]])  # the centre of cell row 2, column 3
-    torch.testing.assert_close(sample_features([rows], [8], cell, width=40)[0][0, 0], dense[0, :, 2, 3])
+    found = sample_features([rows], [8], cell, width=40)[0]
+    torch.testing.assert_close(found[0, 0], dense[0, :, 2, 3])
     between = torch.tensor([[[4 * 3 + 3.5, 4 * 2 + 1.5]]])  # of columns 3 and 4 at 1/4 resolution
     halfway = (dense[0, :, 2, 3] + dense[0, :, 2, 4]) / 2
-    torch.testing.assert_close(sample_features([rows], [4], between, width=20)[0][0, 0], halfway)
+    found = sample_features([rows], [4], between, width=20)[0]
+    torch.testing.assert_close(found[0, 0], halfway)
 
 
 def test_no_keypoint_in_the_border_or_the_padding():
