@@ -12,6 +12,8 @@ from kp_frontend.calibration import StereoCalibration
 FEWEST = 12  # minimum number of points for an estimate
 ENOUGH = 200  # number of points that the fit uses, evenly among all
 ROUNDS = 4  # iterations of the trimmed fit
+# Steps of each fit: the next round goes on from there.
+STOP = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_COUNT, 2, 1e-6)
 TRIM = 2.5  # points with an error above this multiple of the median are trimmed
 SURE = 1.0  # pixels; points with a smaller error are never trimmed
 LEAST_SHARE = 0.5  # minimum share of inliers; with fewer the motion is unknown
@@ -71,7 +73,8 @@ def rigid_motion(
             return None, nothing
         turn = cv2.Rodrigues(motion.rotation)[0]
         turn, shift = cv2.solvePnPRefineLM(
-            some[good], pixels[good], matrix, None, turn, motion.translation[:, None].copy()
+            *(some[good], pixels[good], matrix, None),
+            *(turn, motion.translation[:, None].copy(), STOP),
         )
         motion = Motion(cv2.Rodrigues(turn)[0], shift[:, 0])
     error = _errors(points, xy, motion, c)

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# With this package, openvino sends usage statistics over the network when it is imported and at
+# each conversion, from a forked process. Without it, it does not: None makes the import fail.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
 PRECISIONS = ("int8", "bf16", "fp32")  # fastest first
 
 

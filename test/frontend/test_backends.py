@@ -7,6 +7,8 @@ import ctypes
 import dataclasses
 import json
 import logging
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -202,6 +204,19 @@ def test_openvino_refuses_an_engine_that_does_not_agree(pipeline, tmp_path):
     before = stored.read_bytes()
     make_backend("openvino", other, inputs, options)
     assert stored.read_bytes() != before
+
+
+def test_openvino_sends_no_usage_statistics(tmp_path):
+    """Its telemetry would count the import in a file in the home folder, and send it."""
+    code = (
+        "from kp_frontend.backends import openvino_backend as backend\n"
+        "import torch, openvino\n"
+        "backend.convert(torch.nn.ReLU(), (torch.zeros(1, 2),))\n"
+    )
+    home = {**os.environ, "HOME": str(tmp_path)}
+    home.pop("CI", None)
+    subprocess.run([sys.executable, "-c", code], env=home, check=True, timeout=120)
+    assert not (tmp_path / "intel").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signal stacks are asked for as on Linux")
