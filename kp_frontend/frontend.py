@@ -33,7 +33,8 @@ class StereoFrontend:
     """The stereo front end. Call it with a pair of images.
 
     The first call for an image size compiles the pipeline for this size. Call `warm_up` to do this
-    in advance.
+    in advance. Calls must not overlap: threads that process pairs at the same time need a front end
+    each.
 
     Raises:
         ValueError: unknown model or backend, or invalid weights.

@@ -74,10 +74,12 @@ class ImageModel:
 
     def __call__(self, images: Images) -> None:
         """Process a pair; the results are the output tensors of `requests`."""
-        for request, image in zip(self.requests, images, strict=True):
-            request.start_async([image], share_inputs=True)
-        for request in self.requests:
-            request.wait()
+        try:
+            for request, image in zip(self.requests, images, strict=True):
+                request.start_async([image], share_inputs=True)
+        finally:  # an error must not leave a request busy
+            for request in self.requests:
+                request.wait()
 
 
 class OpenVinoBackend:

@@ -206,6 +206,33 @@ def test_openvino_refuses_an_engine_that_does_not_agree(pipeline, tmp_path):
     assert stored.read_bytes() != before
 
 
+@pytest.fixture(scope="module")
+def openvino_engine(pipeline, tmp_path_factory):
+    """OpenVINO's engine of the small pipeline."""
+    cache = EngineCache(tmp_path_factory.mktemp("engines"))
+    return make_backend("openvino", *pipeline, BackendOptions(precision="fp32", cache=cache))
+
+
+def test_openvino_takes_images_of_any_layout_and_goes_on_after_an_error(pipeline, openvino_engine):
+    _, inputs = pipeline
+    engine = openvino_engine
+    images, *others = (tensor.numpy() for tensor in inputs)
+    expected = engine(images, *others)
+    kept = [array.copy() for array in expected]
+    wide = np.repeat(images, 2, axis=2)
+    turned = images.transpose(0, 2, 1).copy()
+    mixed = images[0], wide[1, :, ::2]
+    for pair in ((*images,), wide[:, :, ::2], turned.transpose(0, 2, 1), mixed):
+        for one, other in zip(expected, engine(pair, *others), strict=True):
+            np.testing.assert_array_equal(one, other)
+    engine(images[::-1], *others)
+    with pytest.raises(RuntimeError):  # the right image has the wrong size
+        engine((images[0], images[1, :, :-1]), *others)
+    for one, other, before in zip(expected, engine(images, *others), kept, strict=True):
+        np.testing.assert_array_equal(one, before)  # results of a call are not overwritten
+        np.testing.assert_array_equal(one, other)
+
+
 def test_openvino_sends_no_usage_statistics(tmp_path):
     """Its telemetry would count the import in a file in the home folder, and send it."""
     code = (
@@ -220,10 +247,8 @@ def test_openvino_sends_no_usage_statistics(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signal stacks are asked for as on Linux")
-def test_openvino_leaves_signals_on_a_roomy_stack(pipeline, tmp_path):
+def test_openvino_leaves_signals_on_a_roomy_stack(openvino_engine):
     """The one that OpenVINO sets is too small for Python's handlers."""
-    pipe, inputs = pipeline
-    make_backend("openvino", pipe, inputs, BackendOptions(cache=EngineCache(tmp_path)))
     stack = openvino_backend._SignalStack()
     assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
     disabled = 2
