@@ -142,9 +142,10 @@ def engine_builds_shown() -> Iterator[None]:
 
 
 def _words(error: Exception) -> str:
-    """The message of an error; for one of the operating system, the path and the reason."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+    """The message of an error; for one of the operating system, the path, if any, and the
+    reason."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error)
 
 

@@ -34,7 +34,7 @@ def _soak(arguments: argparse.Namespace) -> None:
 
     from kp_frontend.tools.soak import run_soak
 
-    check_file(arguments.json)
+    check_file(arguments.json, beside=True)  # the log
     try:
         result = run_soak(
             arguments.minutes, arguments.json, arguments.rate, arguments.seed, arguments.transport

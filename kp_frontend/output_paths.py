@@ -6,26 +6,34 @@ import tempfile
 from pathlib import Path
 
 
-def check_file(path: Path | None) -> None:
+def check_file(path: Path | None, beside: bool = False) -> None:
     """Check that a file can be written; makes its folder. An existing file is not changed.
 
     Args:
         path: the file; None if a command writes none.
+        beside: whether the command writes other files next to it, such as a new file that then
+            replaces it. A device cannot be replaced.
 
     Raises:
-        ValueError: the path is a folder, or nothing can be written there.
+        ValueError: the path is a folder, nothing can be written there, or, with `beside`, it is a
+            device or a pipe.
     """
     if path is None:
         return
     try:
         if path.is_dir():
             raise ValueError(f"{path} is a folder, not a file")
-        if path.exists():  # also a device or a pipe, such as /dev/stdout
+        exists = path.exists()  # also a device or a pipe, such as /dev/stdout
+        if exists and beside and not path.is_file():
+            raise ValueError(f"{path} is a device or a pipe, not a file")
+        if exists:
             path.open("ab").close()
-            return
     except OSError as error:
         raise ValueError(f"cannot write to {path}: {error.strerror}") from error
-    make_folder(path.resolve().parent)
+    if beside:
+        make_folder(path.parent)
+    elif not exists:
+        make_folder(path.resolve().parent)  # a link may point to another folder
 
 
 def make_folder(path: Path) -> None:

@@ -31,7 +31,7 @@ def _images(arguments: argparse.Namespace, cache: Path) -> Path:
 def _label(arguments: argparse.Namespace) -> None:
     from kp_training.image_files import files_below, other_images
 
-    check_file(arguments.out)
+    check_file(arguments.out, beside=True)
     images = _images(arguments, arguments.out.with_name(arguments.out.name + ".images"))
     amount = {"most": arguments.most}
     if arguments.views:
@@ -85,7 +85,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
     from kp_frontend.uncertainty import SUFFIX, uncertainty_path
     from kp_training.quantize import quantize
 
-    check_file(arguments.out)
+    check_file(arguments.out, beside=True)
     images = _images(arguments, arguments.out.with_name(arguments.out.name + ".images"))
     result = quantize(arguments.model, images, arguments.out, arguments.most)
     # The calibration of the confidence holds for the new file as well.

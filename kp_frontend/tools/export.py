@@ -53,7 +53,7 @@ def run_export(
         if reason is not None:
             raise ValueError(reason)
     pipeline, example = StereoFrontend(config).pipeline(size[1], size[0], raw)
-    check_file(out)
+    check_file(out, beside=True)
     if out == onnx_graph.description_file(out):
         raise ValueError(f"{out}: .json is the suffix of the description, choose another one")
     precision = config.precision

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -117,6 +119,22 @@ def test_the_checks_of_paths_write_nothing(tmp_path):
     assert file.read_text() == "before"
     check_folder(tmp_path / "other" / "run")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_device_is_not_replaced(tmp_path, folder, capfd):
+    check_file(Path(os.devnull))  # it can be written to
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for command in (["label"], ["quantize", "tiny", "--images"]):
+        assert main([*command, str(folder / "images"), "--out", str(pipe)]) == 1
+        assert capfd.readouterr().err == f"kp: {pipe} is a device or a pipe, not a file\n"
+    assert pipe.is_fifo()
+
+
+def test_an_error_of_the_system_without_a_path_is_its_reason(monkeypatch, capfd):
+    monkeypatch.setattr("kp_frontend.tools.doctor.run_doctor", lambda *_: {})
+    assert main(["doctor", "--json", "/dev/full"]) == 1
+    assert capfd.readouterr().err == "kp: No space left on device\n"
 
 
 @pytest.mark.parametrize(
