@@ -100,7 +100,7 @@ def make_backend(
             try:
                 return module.build(pipeline, example, options)
             except Exception as error:  # libraries can raise anything; try the next backend
-                reason = f"{type(error).__name__}: {error}"
+                reason = " ".join(f"{type(error).__name__}: {error}".split())  # in one line
                 log.warning("backend %s failed: %s", choice, reason)
         reasons.append(f"{choice}: {reason}")
     raise ValueError("no usable backend: " + "; ".join(reasons))

@@ -103,7 +103,8 @@ class EngineCache:
             try:
                 return load(stored)
             except RuntimeError as error:
-                log.warning("%s cannot be used, rebuilding the engine: %s", self.path(key), error)
+                reason = " ".join(str(error).split())  # OpenVINO's errors have several lines
+                log.warning("%s cannot be used, rebuilding the engine: %s", self.path(key), reason)
         if duration is not None:
             log.info(
                 "building the engine of backend %s takes %s; it is stored in %s for later starts",
