@@ -121,9 +121,14 @@ def quantized(network: KeypointNetwork, signed: bool = False) -> KeypointNetwork
                 layer.bias.add_(RoundedImage.OFFSET * layer.weight.sum((1, 2, 3)))
     network.normalisation = RoundedImage()
     for name, module in activations(network).items():
-        parent, _, child = name.rpartition(".")
-        setattr(network.get_submodule(parent), child, Rounded(module, network.ranges[name], signed))
+        replace_module(network, name, Rounded(module, network.ranges[name], signed))
     return network
+
+
+def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Put another module in the place of the one of a name."""
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)
 
 
 def with_quantized_network(pipeline: StereoPipeline, signed: bool = False) -> StereoPipeline:

@@ -6,9 +6,12 @@ import mimetypes
 import os
 from collections import Counter
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
+
+Item = TypeVar("Item")
 
 ALWAYS = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".pnm", ".tif", ".tiff")
 # Support for these depends on the build of OpenCV, which reports it only for writing.
@@ -62,8 +65,8 @@ def read_image(path: Path, flags: int = cv2.IMREAD_GRAYSCALE) -> np.ndarray | No
         return None
 
 
-def evenly(paths: list[Path], most: int) -> list[Path]:
-    """At most so many of the paths, spread evenly over the list."""
-    if len(paths) <= most:
-        return paths
-    return [paths[i * len(paths) // most] for i in range(most)]
+def evenly(items: list[Item], most: int) -> list[Item]:
+    """At most so many of the items, spread evenly over the list."""
+    if len(items) <= most:
+        return items
+    return [items[i * len(items) // most] for i in range(most)]

@@ -21,7 +21,7 @@ from kp_frontend.network import (
 )
 from kp_frontend.quantization import quantized
 from kp_training import quantize as module
-from kp_training.quantize import measure_corrections, measure_ranges
+from kp_training.quantize import measure_corrections, measure_ranges, narrowed_ranges
 
 
 @pytest.fixture
@@ -96,11 +96,34 @@ def test_corrections_keep_the_means_of_the_channels():
     assert error() < 0.75 * before
 
 
+def test_ranges_are_narrowed_where_that_lowers_the_error():
+    network = load_for_inference("tiny")
+    images = list(check_images(64, 96))
+    given = torch.from_numpy(np.stack(images))[:, None].float()
+
+    def error() -> float:
+        with torch.inference_mode():
+            return (quantized(network)(given)[0] - network(given)[0]).square().mean().item()
+
+    measured = measure_ranges(network, images)
+    wide = {name: (3 * low, 3 * high) for name, (low, high) in measured.items()}
+    network.ranges = wide
+    before = error()
+    network.ranges = narrowed_ranges(network, images)
+    assert error() < 0.7 * before
+    for name, (low, high) in network.ranges.items():
+        shares = (1.0, *module.NARROWER)
+        assert (low, high) in [tuple(share * value for value in wide[name]) for share in shares]
+    # Without keypoints there is no error to lower, and nothing fails.
+    assert narrowed_ranges(network, [np.zeros((32, 32), np.uint8)]).keys() == wide.keys()
+
+
 def test_a_network_that_int8_spoils_is_not_written(images, tmp_path, capsys, monkeypatch):
     def wrong(network, images):
         return {name: (low, high / 50) for name, (low, high) in network.ranges.items()}
 
     monkeypatch.setattr(module, "measure_ranges", wrong)
+    monkeypatch.setattr(module, "narrowed_ranges", lambda network, images: network.ranges)
     out = tmp_path / "int8.safetensors"
     assert main(["quantize", "tiny", "--images", str(images), "--out", str(out)]) == 1
     assert "does not agree with fp32" in capsys.readouterr().err
