@@ -38,8 +38,8 @@ from kp_training.labels import find_images, read_grey
 
 LONGEST = 640  # pixels: larger images are reduced to this
 NARROWER = (0.8, 0.65)  # shares of the measured ranges that are tried
-SEARCHED = 12  # images on which they are
-WEAK, STRONG = -6.0, -3.0  # logits above which keypoints of little and of high score lie
+SEARCHED = 24  # images on which they are
+LEAST = -6.0  # logits above which keypoints lie
 
 
 Outputs = tuple[Tensor, tuple[Tensor, Tensor]]  # of a network
@@ -157,13 +157,12 @@ def narrowed_ranges(network: KeypointNetwork, images: list[np.ndarray]) -> dict[
 
 
 def _errors(expected: Outputs, found: Outputs) -> Tensor:
-    """Squared errors (3,) of a quantized network: of the logits where keypoints are, of those of
-    high scores, and 1 - cosine of the coarse features."""
+    """Errors (2,) of a quantized network: squared, of the logits where keypoints are, and
+    1 - cosine of the coarse features."""
     (logits, (coarse, _)), (other, (other_coarse, _)) = expected, found
     squared = (other - logits).square()
     cosine = torch.cosine_similarity(coarse, other_coarse, dim=1)
-    logit_errors = [squared[logits > least].sum() / logits.numel() for least in (WEAK, STRONG)]
-    return torch.stack([*logit_errors, (1 - cosine).mean()])
+    return torch.stack([squared[logits > LEAST].sum() / logits.numel(), (1 - cosine).mean()])
 
 
 def measure_corrections(network: KeypointNetwork, images: list[np.ndarray]) -> dict[str, Tensor]:
