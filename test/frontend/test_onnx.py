@@ -126,7 +126,8 @@ def test_the_network_alone_in_lower_precision(pipeline, networks, precision):
         same = onnx_graph.NetworkOnly(onnx_graph.lowered(pipe, precision))(*images)
     for array, plain, rounded in zip(found.values(), exact, same, strict=True):
         spread = plain.std()
-        assert np.abs(array - rounded.numpy()).mean() < 0.002 * spread  # as torch rounds
+        # As torch rounds. A value between two steps may round to either, and change others.
+        assert np.median(np.abs(array - rounded.numpy())) < 0.001 * spread
         assert 0 < np.abs(array - plain.numpy()).mean() < 0.1 * spread
     kinds = {node.op_type for node in onnx.load_model_from_string(networks[precision]).graph.node}
     assert ({"QuantizeLinear", "DequantizeLinear"} <= kinds) == (precision == "int8")

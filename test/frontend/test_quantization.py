@@ -194,8 +194,8 @@ def test_torch_runs_int8_as_a_reference(pipeline):
     assert engine.precision == "int8"
     same = agreement(reference(with_quantized_network(pipe), inputs), found)
     other = agreement(reference(pipe, inputs), found)
-    # A sum in another order may round to the next value.
-    assert same.distance < other.distance / 3 and 1 - same.cosine < (1 - other.cosine) / 3
+    # A sum in another order may round to the next value, and changes those around it.
+    assert same.distance < 0.75 * other.distance and 1 - same.cosine < 0.75 * (1 - other.cosine)
 
 
 @pytest.mark.parametrize(
