@@ -118,7 +118,8 @@ def test_the_file_names_its_inputs_and_carries_its_description(pipeline, graph):
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_the_network_alone_in_lower_precision(pipeline, networks, precision):
     pipe, example = pipeline
-    images = check_inputs(example)[:1]
+    # Mirrored: otherwise one value lies between two steps of int8, and rounds to either.
+    images = (check_inputs(example)[0].flip(2),)
     found = run(networks[precision], images)
     assert list(found) == ["logits", "coarse", "fine"]
     with torch.inference_mode():
@@ -126,8 +127,7 @@ def test_the_network_alone_in_lower_precision(pipeline, networks, precision):
         same = onnx_graph.NetworkOnly(onnx_graph.lowered(pipe, precision))(*images)
     for array, plain, rounded in zip(found.values(), exact, same, strict=True):
         spread = plain.std()
-        # As torch rounds. A value between two steps may round to either, and change others.
-        assert np.median(np.abs(array - rounded.numpy())) < 0.001 * spread
+        assert np.abs(array - rounded.numpy()).mean() < 0.002 * spread  # as torch rounds
         assert 0 < np.abs(array - plain.numpy()).mean() < 0.1 * spread
     kinds = {node.op_type for node in onnx.load_model_from_string(networks[precision]).graph.node}
     assert ({"QuantizeLinear", "DequantizeLinear"} <= kinds) == (precision == "int8")

@@ -22,6 +22,7 @@ from kp_frontend.network import (
     Normalisation,
     activations,
     build_network,
+    channels_last,
     folded,
     load_for_inference,
     load_network,
@@ -192,10 +193,10 @@ def test_torch_runs_int8_as_a_reference(pipeline):
     engine = make_backend("torch", pipe, inputs, BackendOptions(precision="int8"))
     found = engine(*(tensor.numpy() for tensor in inputs))
     assert engine.precision == "int8"
-    same = agreement(reference(with_quantized_network(pipe), inputs), found)
+    # In the same order of sums: in another one, a value between two steps may round to either.
+    same = agreement(reference(channels_last(with_quantized_network(pipe)), inputs), found)
     other = agreement(reference(pipe, inputs), found)
-    # A sum in another order may round to the next value, and changes those around it.
-    assert same.distance < 0.75 * other.distance and 1 - same.cosine < 0.75 * (1 - other.cosine)
+    assert same.distance < other.distance / 3 and 1 - same.cosine < (1 - other.cosine) / 3
 
 
 @pytest.mark.parametrize(
