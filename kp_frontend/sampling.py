@@ -45,14 +45,16 @@ def sample_features(
     Returns:
         (N, K, C) of each map.
     """
-    widths = [width // stride for stride in strides]
-    sizes = [(maps[i].shape[1] // widths[i], widths[i]) for i in range(len(maps))]
+    sizes = [
+        (features.shape[1] // (width // stride), width // stride)
+        for features, stride in zip(maps, strides, strict=True)
+    ]
     places = []
-    for (height, width), stride in zip(sizes, strides, strict=True):
+    for (rows, columns), stride in zip(sizes, strides, strict=True):
         x, y = ((xy + 0.5) / stride - 0.5).unbind(-1)
         # Not `clamp`: NaN has to become an index as well.
-        x = torch.where(x > 0, x, 0.0).clamp(max=width - 1)
-        y = torch.where(y > 0, y, 0.0).clamp(max=height - 1)
+        x = torch.where(x > 0, x, 0.0).clamp(max=columns - 1)
+        y = torch.where(y > 0, y, 0.0).clamp(max=rows - 1)
         places.append(torch.stack([x, y], -1))
     # The coordinates of all maps in one tensor: an engine may use half precision for what only a
     # matrix product needs, as the descriptors' finer features.
@@ -61,15 +63,15 @@ def sample_features(
     part, corner = place - corner, corner.long()
     image = torch.arange(len(xy), device=xy.device)[:, None]
     found = []
-    for i, ((height, width), features) in enumerate(zip(sizes, maps, strict=True)):
-        rows = features.flatten(0, 1)
+    for i, ((rows, columns), features) in enumerate(zip(sizes, maps, strict=True)):
+        pixels = features.flatten(0, 1)
         left, top = corner[i].unbind(-1)
-        right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
+        right, bottom = (left + 1).clamp(max=columns - 1), (top + 1).clamp(max=rows - 1)
         along, down = (share.flatten()[:, None] for share in part[i].unbind(-1))
         lines = []
         for y in (top, bottom):
-            line = (image * height + y) * width
-            ends = [rows[(line + x).flatten()] for x in (left, right)]
+            line = (image * rows + y) * columns
+            ends = [pixels[(line + x).flatten()] for x in (left, right)]
             lines.append(torch.lerp(ends[0], ends[1], along))
         found.append(torch.lerp(lines[0], lines[1], down).reshape(*xy.shape[:2], -1))
     return found

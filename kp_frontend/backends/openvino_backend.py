@@ -49,18 +49,22 @@ class ImagePart(nn.Module):
 
 
 class PairPart(nn.Module):
-    """The second part of a pipeline: the results of a pair from those of its images."""
+    """The second part of a pipeline: the results of a pair from those of its images.
 
-    def __init__(self, pipeline: StereoPipeline) -> None:
+    Args:
+        count: number of tensors that `ImagePart` gives.
+    """
+
+    def __init__(self, pipeline: StereoPipeline, count: int) -> None:
         super().__init__()
-        self.pipeline = pipeline
+        self.pipeline, self.count = pipeline, count
 
     def forward(self, left: Tensor, right: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Take both images (H, W), the tensors of `ImagePart` of the left one, then of the right
         one, and the inputs of the pipeline after the images."""
-        count = 6 if self.pipeline.tracked else 4  # tensors of `ImageFeatures`
-        sides = [ImageFeatures.of(inputs[i * count :][:count]) for i in range(2)]
-        return self.pipeline.pair((left, right), sides, *inputs[2 * count :])
+        both, others = inputs[: 2 * self.count], inputs[2 * self.count :]
+        sides = [ImageFeatures.of(both[: self.count]), ImageFeatures.of(both[self.count :])]
+        return self.pipeline.pair((left, right), sides, *others)
 
 
 class ImageModel:
@@ -131,9 +135,10 @@ def convert(module: nn.Module, example: tuple[Tensor, ...]) -> bytes:
 def convert_parts(pipeline: StereoPipeline, example: tuple[Tensor, ...]) -> bytes:
     """Convert the two parts of a pipeline, in one byte string."""
     images, *others = example
-    image_part, pair_part = ImagePart(pipeline).eval(), PairPart(pipeline).eval()
+    image_part = ImagePart(pipeline).eval()
     with torch.no_grad():
         found = [tensor for image in images for tensor in image_part(image)]
+    pair_part = PairPart(pipeline, len(found) // 2).eval()
     pair_example = (*images, *found, *others)
     return packed(convert(image_part, (images[0],)), convert(pair_part, pair_example))
 

@@ -29,7 +29,6 @@ from torch.nn import functional as F
 
 from kp_frontend.backends import (
     BACKENDS,
-    Backend,
     backend_module,
     openvino_backend,
 )
@@ -129,19 +128,17 @@ class Found(nn.Module):
 
 def compiled(module: Network | Found, batch: Tensor, backend: str, precision: str) -> Call | None:
     """A part of the pipeline on a backend, ready to call; None if the backend has no parts."""
-    engine: Backend
     if backend == "torch":
         engine = TorchBackend(module.eval())
-    elif backend == "openvino":
+        return lambda: engine(batch.numpy())
+    if backend == "openvino":
         stored = openvino_backend.convert(module.eval(), (batch[:1],))
-        both = openvino_backend.ImageModel(
+        model = openvino_backend.ImageModel(
             openvino_backend.compile_model(stored, precision, streams=2)
         )
         images = batch[:1].numpy(), batch[1:].numpy()
-        return lambda: both(images)
-    else:  # on a GPU, see `measure`
-        return None
-    return lambda: engine(batch.numpy())
+        return lambda: model(images)
+    return None  # on a GPU, see `measure`
 
 
 def make_subject(method: str, backend: str, images: np.ndarray, parts: bool) -> Subject:
